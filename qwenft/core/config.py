@@ -1,0 +1,179 @@
+"""The settings of a run: one documented pydantic model, filled from YAML and key=value overrides."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, field_validator
+from pydantic import model_validator
+
+from qwenft.core.errors import ConfigError, nearest
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
+TINY = "tiny"
+"""Name of the embedded model."""
+PART_NAMES = ("language", "merger", "vision")
+
+
+class TrainConfig(BaseModel):
+    """Everything a training run depends on.  README's table and the saved config.yaml are printed from here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    data: str | None = None
+    """Prepared data set: a folder, or its name under data/. Unset: the only one under data/."""
+    model: str = DEFAULT_MODEL
+    """Hub id or folder of a Qwen2.5-VL model; `tiny` is the embedded one."""
+    name: str | None = None
+    """The run's name under runs/. Unset: the data set's name and the time."""
+    seed: int = Field(0, ge=0)
+    """Seeds the data order, the adapter's start and dropout."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the training split; may be a fraction."""
+    max_steps: PositiveInt | None = None
+    """Exact number of optimizer updates; overrides epochs."""
+    batch_size: PositiveInt = 2
+    """Samples in one micro-batch on each device (`--bs` of `steps`). More needs more memory."""
+    accumulation: PositiveInt = 8
+    """Micro-batches in one optimizer update (`--accum` of `steps`). 1x8, 2x4 and 8x1 train the same."""
+    learning_rate: PositiveFloat = 1e-4
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the updates in which the learning rate rises from 0."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are scaled down to this norm."""
+    rank: PositiveInt = 64
+    """Inner size r of the two LoRA matrices. Higher fits more and needs more memory."""
+    alpha: PositiveInt = 16
+    """LoRA's strength: its output is multiplied by alpha / rank."""
+    dropout: float = Field(0.05, ge=0, lt=1)
+    """Dropout before the LoRA matrices."""
+    parts: tuple[Literal["language", "merger", "vision"], ...] = ("language",)
+    """Which parts get LoRA: language (q, k, v, o, gate, up, down), merger, vision (qkv, proj, gate, up, down)."""
+    min_pixels: PositiveInt | None = None
+    """Smaller pictures are enlarged to this many input pixels. Unset: the model's own."""
+    max_pixels: PositiveInt | None = None
+    """Larger pictures are shrunk to this many input pixels; 784 are one token. Unset: the model's, at most 1003520."""
+    workers: int = Field(2, ge=0)
+    """Processes that decode pictures; 0 decodes in the training process."""
+    gpus: str | None = None
+    """As nvidia-smi numbers them: `0`, `1,3`, `all`, or `cpu`, `cpu:2`. Unset: the first GPU, or the CPU."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Number format of the frozen weights. auto: bfloat16 on a GPU, float32 on the CPU."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    save_every: PositiveInt | None = None
+    """Updates between checkpoints. Unset: one each epoch."""
+    keep_last: PositiveInt = 2
+    """How many checkpoints stay."""
+    eval_every: PositiveInt | None = None
+    """Updates between evaluations on the held-out split. Unset: one each epoch. Step 0 is always measured."""
+    eval_samples: int = Field(200, ge=0)
+    """At most so many held-out samples in an evaluation during training; 0 turns it off."""
+    report_to: tuple[Literal["tensorboard", "wandb", "swanlab"], ...] = ()
+    """Dashboards to log to, through transformers; each needs its own package."""
+
+    @field_validator("parts", "report_to", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(word.strip() for word in value.split(",") if word.strip())
+        return value
+
+    @field_validator("gpus", "data", "name", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return ",".join(str(item) for item in value)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, value: str | None) -> str | None:
+        if value is not None and (value in ("", ".", "..", "latest") or set(value) & set("/\\\0") or value[0] in ".-"):
+            raise ValueError("a run's name is a plain folder name, and not `latest`")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainConfig":
+        if not self.parts:
+            raise ValueError("parts is empty: nothing would be trained")
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is over max_pixels {self.max_pixels}")
+        return self
+
+
+PATH_KEYS = ("data", "model")
+"""Keys whose relative paths start at the YAML file they stand in."""
+
+
+def load_config(path: Path | None, overrides: Iterable[str] = (), **options: object) -> TrainConfig:
+    """Merge a YAML file, `key=value` overrides and command-line options (None: not given); later ones win.
+
+    Raises ConfigError that names file, key and the nearest known key.
+    """
+    values: dict[str, Any] = _from_yaml(path) if path else {}
+    values |= dict(_split_override(text) for text in overrides)
+    values |= {key: value for key, value in options.items() if value is not None}
+    return make_config(values, origin=str(path) if path else "the command line")
+
+
+def make_config(values: Mapping[str, Any], origin: str) -> TrainConfig:
+    """Validate settings.  Raises ConfigError with one line a mistake."""
+    try:
+        return TrainConfig.model_validate(dict(values))
+    except ValidationError as error:
+        lines, hint = [], "qwenft train --help"
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"])
+            if item["type"] == "extra_forbidden":
+                lines.append(f"unknown setting {key!r} ({origin})")
+                hint = nearest(key, TrainConfig.model_fields)
+            else:
+                message = item["msg"].removeprefix("Value error, ")
+                lines.append(f"{key}: {message}, got {item['input']!r} ({origin})" if key else message)
+        raise ConfigError("\n".join(lines), hint=hint) from error
+
+
+def _from_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path.absolute()} does not exist", hint="configs/ of the project has examples") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.absolute()} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.absolute()} is broken YAML: {error}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path.absolute()} must hold `key: value` lines, found a {type(value).__name__}")
+    for key in PATH_KEYS:
+        text = value.get(key)
+        if isinstance(text, str) and (path.parent / text).exists():
+            value[key] = str((path.parent / text).absolute())
+    return {str(key): item for key, item in value.items()}
+
+
+def _split_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"expected key=value, got {text!r}", hint=nearest(text, TrainConfig.model_fields))
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key.strip(), value
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The whole config with each field's explanation beside it: complete and rerunnable."""
+    lines = []
+    for key, value in config.model_dump(mode="json").items():
+        text = yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
+        lines.append(f"{key}: {text}  # {TrainConfig.model_fields[key].description}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,222 @@
+"""Whole-or-absent writing, and JSON and JSONL read by content."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from qwenft.core.errors import DataError
+
+STREAM_BYTES = 64 * 1024 * 1024
+"""A JSON array larger than this is read as a stream (ijson) and never held whole."""
+
+NESTED_KEYS = ("data", "annotations", "samples", "rows", "items", "train")
+"""Where an object that is no record itself may keep its records."""
+
+
+class Record(NamedTuple):
+    """One object of a JSON or JSONL file and where it stood."""
+
+    where: str
+    """`line 12` of a JSONL file, `item 12` (from 1) of an array."""
+    value: dict[str, Any]
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is whole or absent: a temporary neighbour, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write one JSON document, indented, whole or absent.  NaN is refused (ValueError): it is not JSON."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[object]) -> int:
+    """Write one JSON object a line, whole or absent; returns how many."""
+    lines = [to_line(row) for row in rows]
+    write_whole(path, "".join(f"{line}\n" for line in lines))
+    return len(lines)
+
+
+def to_line(value: object) -> str:
+    """One JSON document on one line, as every JSONL file and `--json` output here has it."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def jsonable(value: object) -> Any:
+    """Make a foreign value (bytes, NaN, numpy scalars, dates) fit for JSON without losing what it was."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON document.  Raises DataError with line and column."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except json.JSONDecodeError as error:
+        raise _broken(path, error) from error
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the objects of a JSON or JSONL file, told apart by content, not by name.
+
+    JSON: one array of objects, one object with the array under one of NESTED_KEYS, or one object that is the record.
+    A BOM, CRLF and blank lines are fine.  Raises DataError with line and column at the first broken place.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty (0 bytes)", hint="was its download or copy interrupted?")
+    with path.open("rb") as file:
+        first = _first_byte(file)
+        if first == b"[" and path.stat().st_size > STREAM_BYTES:
+            yield from _stream_array(path, file)
+            return
+    if first == b"[":
+        yield from _items(path, read_json(path))
+    elif first == b"{":
+        yield from _lines_or_object(path)
+    else:
+        raise DataError(
+            f"{path} is neither JSON nor JSONL: it starts with {first!r}",
+            hint="a JSON file starts with [ or {, a JSONL file has one {…} a line",
+        )
+
+
+def _first_byte(file: BinaryIO) -> bytes:
+    start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    file.seek(3 if file.seek(0) == 0 and file.read(3) == b"\xef\xbb\xbf" else 0)
+    return start[:1]
+
+
+def _lines_or_object(path: Path) -> Iterator[Record]:
+    """A file that starts with `{`: JSONL if its first line is a whole object and more follow, else one document."""
+    with path.open(encoding="utf-8-sig") as file:
+        first_line = next((line for line in file if line.strip()), "")
+        more = any(line.strip() for line in file)
+    try:
+        json.loads(first_line)
+        is_jsonl = more
+    except json.JSONDecodeError:
+        is_jsonl = more and first_line.rstrip().endswith("}")  # a broken first line of JSONL, not a document's opening
+    if is_jsonl:
+        yield from _jsonl(path)
+        return
+    document = read_json(path)
+    nested = [key for key in NESTED_KEYS if isinstance(document.get(key), list)]
+    yield from _items(path, document[nested[0]] if len(nested) == 1 else [document])
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    value = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise _broken(path, error, line=number) from error
+                if not isinstance(value, dict):
+                    raise DataError(f"{path}, line {number}: expected an object, found {type(value).__name__}")
+                yield Record(f"line {number}", value)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _items(path: Path, array: list[Any]) -> Iterator[Record]:
+    for number, value in enumerate(array, 1):
+        if not isinstance(value, dict):
+            raise DataError(f"{path}, item {number}: expected an object, found {type(value).__name__}")
+        yield Record(f"item {number}", value)
+
+
+def _stream_array(path: Path, file: BinaryIO) -> Iterator[Record]:
+    import ijson
+
+    try:
+        for number, value in enumerate(ijson.items(file, "item", use_float=True), 1):
+            if not isinstance(value, dict):
+                raise DataError(f"{path}, item {number}: expected an object, found {type(value).__name__}")
+            yield Record(f"item {number}", value)
+    except ijson.JSONError as error:
+        raise DataError(f"{path} is broken JSON: {error}") from error
+
+
+def _broken(path: Path, error: json.JSONDecodeError, line: int | None = None) -> DataError:
+    where = f"line {line or error.lineno}, column {error.colno}"
+    trailing = error.doc[: error.pos].rstrip().endswith(",") and error.doc[error.pos : error.pos + 1] in "]}"
+    hint = "remove the comma before the closing bracket" if trailing else "mend the file there, or export it again"
+    return DataError(f"{path}, {where}: broken JSON ({error.msg})", hint=hint)
+
+
+@contextmanager
+def whole_folder(path: Path, *, keep: str = "") -> Iterator[Path]:
+    """Give a staging folder beside `path` that becomes `path` when the block ends well.
+
+    On an error nothing stands at `path`.  With `keep` (the name of a subfolder) the staging folder outlives an
+    interruption, so that the next try finds what the last one already made there; else it is removed.
+    A folder that stands at `path` already is replaced only at the very end.
+    """
+    staging = path.with_name(f".{path.name}.partial")
+    if not keep and staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True, exist_ok=True)
+    for item in staging.iterdir():
+        if item.name != keep:
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+    try:
+        yield staging
+    except BaseException:
+        if not keep or not (staging / keep).exists():
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    replace_folder(staging, path)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Put folder `new` at `path`; what stood there is removed only after the new one stands."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    target = path.resolve() if path.is_symlink() else path
+    if target.exists():
+        target.rename(old)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_of(content: bytes) -> str:
+    """Hex SHA-256, the name of every picture in a prepared data set."""
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,190 @@
+"""Run folders: where things lie in them, events, and the adapter's contract."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from qwenft.core.answer import Prompts
+from qwenft.core.events import Event
+from qwenft.core.errors import ModelError, RunError, nearest
+from qwenft.core.files import read_json, to_line, write_json
+
+CONTRACT_VERSION: Final = 1
+CONTRACT_FILE: Final = "contract.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What an adapter was trained with; `predict` and `eval` obey it.
+
+    A base model folder may carry one too (without adapter and pictures): it says how that model is asked.
+    """
+
+    base: str
+    """Hub id or path of the base model, as it was given."""
+    config_sha256: str
+    weights_sha256: str
+    """Hash of the weight index: names, types and shapes of all tensors."""
+    min_pixels: int
+    max_pixels: int
+    coordinates: str = "input_px"
+    """The frame the answers are in.  Qwen2.5-VL: pixels of the resized input."""
+    answer: str = "json"
+    """The answer form of core/answer.py."""
+    prompts: Prompts = field(default_factory=Prompts)
+    tasks: tuple[str, ...] = ()
+    data: str = ""
+    """Name of the prepared data set."""
+    pictures: tuple[str, ...] = ()
+    """SHA-256 of every training picture."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema: int = CONTRACT_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write `contract.json` into an adapter's folder."""
+        write_json(folder / CONTRACT_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Contract":
+        """Read an adapter's contract.  Raises ModelError where it is missing or of another schema."""
+        path = folder / CONTRACT_FILE
+        if not path.is_file():
+            raise ModelError(
+                f"{folder.absolute()} has no {CONTRACT_FILE}: it says how the adapter must be asked",
+                hint="use an adapter/ folder that qwenft train made",
+            )
+        value = read_json(path)
+        if not isinstance(value, dict) or value.get("schema") != CONTRACT_VERSION:
+            raise ModelError(f"{path.absolute()} is no contract of schema {CONTRACT_VERSION}")
+        try:
+            return cls(
+                **{
+                    **value,
+                    "prompts": Prompts(**value["prompts"]),
+                    "tasks": tuple(value["tasks"]),
+                    "pictures": tuple(value["pictures"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{path.absolute()} is not whole: {error}") from error
+
+    def check(self, other: "Contract") -> None:
+        """Compare with the model that was loaded.  Raises ModelError naming the field that differs."""
+        for name in ("config_sha256", "weights_sha256", "coordinates", "answer"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ModelError(
+                    f"the adapter was trained on another base model: {name} is {mine[:12]}, "
+                    f"the model loaded has {theirs[:12]}",
+                    hint=f"it was trained on {self.base}",
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder under runs/."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's own name, also when it was reached through `latest`."""
+        return self.path.resolve().name
+
+    @property
+    def config(self) -> Path:
+        """The complete settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def events(self) -> Path:
+        """One event a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """Plain lines for people."""
+        return self.path / "train.log"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter with its contract."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Holds step-<n>/ folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def evals(self) -> Path:
+        """Holds <data>-<split>/ folders."""
+        return self.path / "eval"
+
+    @property
+    def finished(self) -> bool:
+        """Training came to its end and the adapter stands."""
+        return (self.adapter / CONTRACT_FILE).is_file() and any(e["event"] == "finished" for e in self.read_events())
+
+    def read_events(self) -> Iterator[dict[str, Any]]:
+        """The events so far; a torn last line is left out."""
+        if not self.events.is_file():
+            return
+        with self.events.open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    return
+
+    def append_event(self, event: Event) -> None:
+        """Append one whole line."""
+        with self.events.open("a", encoding="utf-8") as file:
+            file.write(to_line(dict(event)) + "\n")
+
+
+def new_run(root: Path, name: str | None, data_name: str) -> Run:
+    """Choose a folder for a new run; it is not made yet.  Raises RunError if the name is taken."""
+    chosen = name or f"{data_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = root / "runs" / chosen
+    if name is None:
+        number = 2
+        while path.exists():
+            path = root / "runs" / f"{chosen}-{number}"
+            number += 1
+    elif path.exists():
+        raise RunError(f"the run {path.absolute()} exists already", hint="choose another --name, or remove that folder")
+    return Run(path.absolute())
+
+
+def open_run(name_or_path: str | Path, root: Path | None = None) -> Run:
+    """Open a run by name or path.  Raises RunError that names the nearest."""
+    base = root or Path.cwd()
+    for path in (base / "runs" / str(name_or_path), base / Path(name_or_path).expanduser()):
+        if (path / "events.jsonl").is_file():
+            return Run(path.absolute())
+    folder = base / "runs"
+    names = [path.parent.name for path in folder.glob("*/events.jsonl")]
+    raise RunError(
+        f"there is no run {str(name_or_path)!r} under {folder.absolute()}",
+        hint=nearest(str(name_or_path), names) if names else "qwenft train",
+    )
+
+
+def latest_run(root: Path | None = None) -> Run | None:
+    """The newest finished run that is no demo, or None."""
+    path = (root or Path.cwd()) / "runs" / "latest"
+    return Run(path.absolute()) if (path / "events.jsonl").is_file() else None
+
+
+def point_latest(run: Run) -> None:
+    """Make runs/latest point to a finished run, in one step."""
+    link = run.path.parent / "latest"
+    temporary = run.path.parent / f".latest.{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(run.path.name, target_is_directory=True)
+    temporary.replace(link)

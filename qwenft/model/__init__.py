@@ -1,0 +1,1 @@
+"""From samples to tensors and from files to a model; torch begins here."""

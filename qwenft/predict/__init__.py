@@ -1,0 +1,1 @@
+"""From a picture and a text to boxes."""
