@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from qwenft.core.answer import Prompts
-from qwenft.core.events import Event
 from qwenft.core.errors import ModelError, RunError, nearest
+from qwenft.core.events import Event
 from qwenft.core.files import read_json, to_line, write_json
 
 CONTRACT_VERSION: Final = 1
