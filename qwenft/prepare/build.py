@@ -1,0 +1,314 @@
+"""The body of `qwenft prepare`: from any source to a prepared data set, whole or absent."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qwenft.core.boxes import CONVENTIONS
+from qwenft.core.errors import DataError, UsageError, nearest
+from qwenft.core.events import Emit, ignore, note, progress, warning
+from qwenft.core.files import whole_folder
+from qwenft.core.samples import PreparedDataset, Sample, as_task
+from qwenft.prepare import checks, convention, splits, write
+from qwenft.prepare.checks import Frame, Rules, Taken
+from qwenft.prepare.pictures import PictureError, PictureStore
+from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Reason, Request, Source
+from qwenft.prepare.sources import HubOptions, Target, open_source, resolve
+
+REPORT_EVERY = 50
+"""Rows between two reports of progress."""
+FRAMES: Mapping[str, Frame | None] = {"auto": None, "upright": "upright", "stored": "stored"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `prepare` was asked to do, apart from the source."""
+
+    bbox_format: str | None = None
+    exif: Frame | None = None
+    val_fraction: float = 0.1
+    seed: int = 0
+    clip: bool = False
+    follow_links: bool = False
+    output_format: str = "jsonl"
+    preview: int = 8
+    command: str = ""
+
+
+def prepare_dataset(
+    dataset: str,
+    *,
+    out: Path | None = None,
+    root: Path | None = None,
+    hf_endpoint: str | None = None,
+    revision: str | None = None,
+    splits: Sequence[str] = (),
+    limit: int | None = None,
+    task: str = "auto",
+    bbox_format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    output_format: str = "jsonl",
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    overwrite: bool = False,
+    preview: int = 8,
+    send_token: bool = False,
+    follow_links: bool = False,
+    clip: bool = False,
+    exif: str = "auto",
+    command: str = "",
+    emit: Emit = ignore,
+) -> PreparedDataset:
+    """Read a source, find out its format and its boxes' convention, check every row and write a prepared data set.
+
+    dataset: a hub id (`owner/name[:config]`), a folder or a file.  out: where to write; default `root`/data/<name>.
+    root: where relative paths start; default the current folder.  exif: which way up the boxes of turned pictures are
+    meant, where the data do not tell (`upright`, `stored`).
+    Nothing stands at `out` unless all went well; an interrupted call goes on from the pictures it had stored.
+    Raises DataError, HubError or UsageError.
+    """
+    base = (root or Path.cwd()).absolute()
+    request = Request(tuple(splits), limit, None if task == "auto" else as_task(task), columns or {})
+    _check_options(limit, val_fraction, output_format, exif, preview)
+    options = Options(
+        bbox_format=_bbox_format(bbox_format),
+        exif=FRAMES[exif],
+        val_fraction=val_fraction,
+        seed=seed,
+        clip=clip,
+        follow_links=follow_links,
+        output_format=output_format,
+        preview=preview,
+        command=command or f"prepare_dataset({dataset!r})",
+    )
+    target = resolve(dataset, base, emit)
+    folder = (base / out.expanduser()) if out is not None else base / "data" / target.name
+    _check_out(folder, target, dataset, overwrite=overwrite)
+    source = open_source(target, request, HubOptions(hf_endpoint, revision, send_token), emit)
+    with whole_folder(folder, keep="images") as staging:
+        _build(staging, folder.name, source, request=request, options=options, emit=emit)
+    return PreparedDataset.open(folder)
+
+
+def _check_options(limit: int | None, val_fraction: float, output_format: str, exif: str, preview: int) -> None:
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1, got {limit}", hint="leave it out to take every row")
+    if not 0 <= val_fraction < 1:
+        raise UsageError(f"--val-fraction must be from 0 to under 1, got {val_fraction}", hint="--val-fraction 0.1")
+    if output_format not in ("jsonl", "json"):
+        raise UsageError(f"unknown format {output_format!r}", hint=nearest(output_format, ("jsonl", "json")))
+    if exif not in FRAMES:
+        raise UsageError(f"unknown --exif {exif!r}", hint=nearest(exif, FRAMES))
+    if preview < 0:
+        raise UsageError(f"--preview must be 0 or more, got {preview}", hint="--preview 8")
+
+
+def _bbox_format(text: str) -> str | None:
+    if text == "auto":
+        return None
+    if text not in CONVENTIONS:
+        raise UsageError(f"unknown --bbox-format {text!r}", hint=nearest(text, ("auto", *CONVENTIONS)))
+    return text
+
+
+def _check_out(folder: Path, target: Target, dataset: str, *, overwrite: bool) -> None:
+    """Refuse to touch what is no prepared data set, or the source itself."""
+    if target.path is not None and target.path.resolve().is_relative_to(folder.resolve()):
+        other = f"qwenft prepare --dataset {dataset} --out data/{target.name}-prepared"
+        raise DataError(f"{folder} is, or holds, the source itself", hint=other)
+    if not folder.exists():
+        return
+    if not folder.is_dir() or (any(folder.iterdir()) and not (folder / "manifest.json").is_file()):
+        other = f"qwenft prepare --dataset {dataset} --out data/{target.name}-prepared"
+        raise DataError(f"{folder} exists and is no prepared data set: it is not replaced", hint=other)
+    if not overwrite and any(folder.iterdir()):
+        raise DataError(f"{folder} exists already", hint=f"qwenft prepare --dataset {dataset} --overwrite")
+
+
+@dataclass
+class Collected:
+    """Pass 1: every row of the source, with its picture stored or the reason why not."""
+
+    taken: list[tuple[int, Taken]] = field(default_factory=list)
+    """(running number within its split, row)."""
+    bad_rows: list[BadRow] = field(default_factory=list)
+    rows_read: int = 0
+    objects_read: int = 0
+    objects_lost: int = 0
+    """Objects of rows that were rejected in this pass."""
+
+
+def _collect(source: Source, request: Request, store: PictureStore, emit: Emit) -> Collected:
+    found = Collected()
+    seen: Counter[str] = Counter()
+    for row in source.rows():
+        if request.limit is not None and seen[row.split] >= request.limit:
+            continue
+        number = seen[row.split]
+        seen[row.split] += 1
+        found.rows_read += 1
+        if isinstance(row, BadRow):
+            found.bad_rows.append(row)
+        else:
+            objects = len(row.boxes) + len(row.bad_objects)
+            found.objects_read += objects
+            try:
+                stored = store.add(row.picture)
+            except PictureError as error:
+                found.bad_rows.append(BadRow(row.split, row.where, error.reason, error.detail, row.original))
+                found.objects_lost += objects
+            else:
+                # The bytes are on the disk now: a table of pictures must not fill the memory.
+                found.taken.append((number, Taken(checks.without_bytes(row), stored)))
+        if found.rows_read % REPORT_EVERY == 0:
+            emit(progress("reading rows", found.rows_read, source.total))
+    emit(progress("reading rows", found.rows_read, found.rows_read))
+    return found
+
+
+class Settled(NamedTuple):
+    """What was found out about the data set as a whole."""
+
+    rules: Rules
+    verdict: convention.Verdict | None
+    exif_votes: Mapping[str, int]
+    repeated_ids: int
+
+
+def _settle(taken: Sequence[Taken], source: Source, options: Options) -> Settled:
+    sizes = checks.judge_sizes(taken)
+    observed = checks.observe(taken, sizes)
+    verdict = None
+    if observed and options.bbox_format:
+        verdict = convention.obey(observed, options.bbox_format)
+    elif observed and source.stated:
+        verdict = convention.confirm(observed, source.stated, source.kind, source.readings)
+    elif observed:
+        verdict = convention.decide(observed, source.readings)
+    name = verdict.convention if verdict else None
+    frame, votes = checks.judge_frame(taken, name, sizes)
+    unique, repeated = checks.ids_are_unique(taken)
+    labels = {box.label or checks.NO_LABEL for row, _ in taken if row.task == "detection" for box in row.boxes}
+    rules = Rules(name, options.exif or frame, sizes, options.clip, tuple(sorted(labels)), unique)
+    return Settled(rules, verdict, votes, repeated)
+
+
+@dataclass
+class Result:
+    """Pass 2: samples by the source's splits, and everything that was not taken."""
+
+    by_split: dict[str, list[Sample]]
+    bad_rows: list[BadRow]
+    bad_objects: list[BadObject]
+    objects_lost: int = 0
+
+
+def _assemble(found: Collected, settled: Settled, source: Source, name: str) -> Result:
+    result = Result({split: [] for split in source.splits}, list(found.bad_rows), list(source.loose_objects))
+    result.objects_lost = found.objects_lost
+    seen: set[tuple[str, str]] = set()
+    for number, item in found.taken:
+        row = item.row
+        key = (row.split, row.key or "")
+        if row.key is not None and settled.rules.ids_are_unique and key in seen:
+            bad = BadRow(row.split, row.where, Reason.DUPLICATE_ID, f"id {row.key}", row.original)
+            checked = checks.Checked(None, bad, ())
+        else:
+            checked = checks.check(item, f"{name}/{row.split}/{number}", settled.rules)
+        seen.add(key)
+        result.bad_objects += checked.bad_objects
+        if checked.sample is not None:
+            result.by_split.setdefault(row.split, []).append(checked.sample)
+        elif checked.bad_row is not None:
+            result.bad_rows.append(checked.bad_row)
+            result.objects_lost += len(row.boxes) + len(row.bad_objects)
+    return result
+
+
+def _build(staging: Path, name: str, source: Source, *, request: Request, options: Options, emit: Emit) -> None:
+    store = PictureStore(staging, options.follow_links)
+    found = _collect(source, request, store, emit)
+    settled = _settle([item for _, item in found.taken], source, options)
+    result = _assemble(found, settled, source, name)
+    if not any(result.by_split.values()):
+        raise _nothing_left(result.bad_rows, found.rows_read)
+    origin = str(source.about.get("id") or source.about["path"])
+    division = splits.divide(result.by_split, val_fraction=options.val_fraction, seed=options.seed, source=origin)
+    counts = _counts(found, result, division, source)
+    _check_books(counts)
+    shown = _one_per_picture(found.taken)
+    turned = sum(item.stored.orientation != 1 for item in shown)
+    report = write.Report(
+        name=name,
+        source=source,
+        options_command=options.command,
+        division=division,
+        verdict=settled.verdict,
+        sizes=settled.rules.sizes,
+        frame=settled.rules.frame,
+        exif_votes=settled.exif_votes,
+        turned=turned,
+        converted=sum(item.stored.converted for item in shown),
+        repeated_ids=0 if settled.rules.ids_are_unique else settled.repeated_ids,
+        reused=store.reused,
+        counts=counts,
+        reasons=Counter([str(bad.reason) for bad in result.bad_rows] + [str(bad.reason) for bad in result.bad_objects]),
+        limit=request.limit,
+    )
+    for kind, text in write.spoken(report):
+        emit(warning(text) if kind == "warning" else note(text))
+    write.write_dataset(
+        staging,
+        report,
+        result.bad_rows,
+        result.bad_objects,
+        output_format=options.output_format,
+        num_previews=options.preview,
+    )
+    store.sweep({sample.image for samples in division.samples.values() for sample in samples})
+
+
+def _one_per_picture(taken: Sequence[tuple[int, Taken]]) -> list[Taken]:
+    return list({item.stored.image: item for _, item in taken}.values())
+
+
+def _counts(found: Collected, result: Result, division: splits.Division, source: Source) -> dict[str, int]:
+    samples = [sample for part in division.samples.values() for sample in part]
+    return {
+        "rows_read": found.rows_read,
+        "samples": len(samples),
+        "rejected": len(result.bad_rows),
+        "objects_read": found.objects_read + len(source.loose_objects),
+        "objects": sum(len(sample.objects) for sample in samples),
+        "objects_rejected": len(result.bad_objects),
+        "objects_in_rejected_rows": result.objects_lost,
+        "negatives": sum(not sample.objects for sample in samples if sample.task != "caption"),
+        "pictures": len({sample.image for sample in samples}),
+    }
+
+
+def _check_books(counts: Mapping[str, int]) -> None:
+    """Nothing is dropped silently.  A row is one question about one picture (detection, captions: one picture)."""
+    objects = counts["objects"] + counts["objects_rejected"] + counts["objects_in_rejected_rows"]
+    if counts["rows_read"] != counts["samples"] + counts["rejected"] or counts["objects_read"] != objects:
+        raise DataError(
+            f"rows were lost, which is a fault of qwenft: {dict(counts)}", hint="please report it with the command line"
+        )
+
+
+def _nothing_left(bad_rows: Sequence[BadRow], rows_read: int) -> DataError:
+    lines = [f"none of the {rows_read:,} rows can be used:"]
+    for reason, number in Counter(bad.reason for bad in bad_rows).most_common(5):
+        example = next(bad for bad in bad_rows if bad.reason == reason)
+        lines.append(f"  {number:,} x {EXPLANATIONS[reason]}, e.g. {example.where}: {example.detail}")
+    first = bad_rows[0].reason if bad_rows else None
+    return DataError("\n".join(lines), hint=_HINTS.get(first, "mend the source, then prepare it again"))
+
+
+_HINTS: Mapping[Any, str] = {
+    Reason.PICTURE_MISSING: "put the pictures beside the file or in images/, or name the column: --columns image=NAME",
+    Reason.PICTURE_OUTSIDE: "qwenft prepare --follow-links … takes pictures outside the folder",
+    Reason.ORIENTATION_UNDECIDED: "qwenft prepare --exif upright … if drawn in a viewer, else --exif stored",
+}

@@ -1,0 +1,101 @@
+"""Pictures with their boxes drawn, after a round trip through the frame the model answers in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from qwenft.core.boxes import Box, Size, smart_resize, to_image_px, to_input_px
+from qwenft.core.samples import Sample
+
+MIN_PIXELS: Final = 3136
+MAX_PIXELS: Final = 1003520
+"""The pixel budget that training uses unless told otherwise: the drawn box is as coarse as the learned one."""
+COLOURS: Final = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000")
+
+
+def round_trip(box_xyxy: Box, image_wh: Size) -> Box:
+    """Send a box (image px) to whole input px and back, as an answer of the model goes."""
+    input_wh = smart_resize(image_wh, MIN_PIXELS, MAX_PIXELS)
+    x1, y1, x2, y2 = (float(round(v)) for v in to_input_px(box_xyxy, image_wh, input_wh))
+    return to_image_px((x1, y1, x2, y2), image_wh, input_wh)
+
+
+def pick(splits: Sequence[Sequence[Sample]], count: int) -> list[Sample]:
+    """Choose samples evenly over the splits, each picture once; those with objects first."""
+    ordered = [sorted(split, key=lambda s: not (s.objects or s.captions)) for split in splits]
+    chosen: dict[str, Sample] = {}
+    for place in range(max(map(len, ordered), default=0)):
+        for split in ordered:
+            if place < len(split) and len(chosen) < count:
+                chosen.setdefault(split[place].picture, split[place])
+        if len(chosen) >= count:
+            break
+    return list(chosen.values())
+
+
+def draw(folder: Path, samples: Sequence[Sample]) -> None:
+    """Write one JPEG a sample into `folder`/preview."""
+    target = folder / "preview"
+    target.mkdir(exist_ok=True)
+    for number, sample in enumerate(samples, 1):
+        name = "".join(c if c.isalnum() else "-" for c in sample.id)[-60:].strip("-")
+        _drawn(folder / sample.image, sample).save(target / f"{number:02}-{name}.jpg", quality=90)
+
+
+def _drawn(path: Path, sample: Sample) -> Image.Image:
+    with Image.open(path) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    pen = ImageDraw.Draw(picture)
+    line = max(2, round(min(picture.size) / 200))
+    font = ImageFont.load_default(max(12, min(picture.size) // 28))
+    for number, item in enumerate(sample.objects):
+        colour = COLOURS[number % len(COLOURS)]
+        box = round_trip(item.bbox, sample.image_wh)
+        pen.rectangle(box, outline=colour, width=line)
+        if sample.task == "detection":
+            _label(pen, (box[0], box[1]), item.label, font, colour)
+    return _with_caption(picture, _caption(sample), font)
+
+
+def _label(
+    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    colour: str,
+) -> None:  # fmt: skip
+    box = pen.textbbox(at, _latin(text), font=font)
+    pen.rectangle(box, fill=colour)
+    pen.text(at, _latin(text), fill="white", font=font)
+
+
+def _caption(sample: Sample) -> str:
+    if sample.task == "grounding":
+        return sample.query or "" if sample.objects else f"{sample.query} (not in this picture)"
+    if sample.task == "caption":
+        return sample.captions[0]
+    return f"{len(sample.objects)} objects"
+
+
+def _with_caption(picture: Image.Image, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
+    """Put what was asked below the picture, so that it hides nothing."""
+    lines, line = [], ""
+    for word in _latin(text)[:400].split():
+        longer = f"{line} {word}".strip()
+        if line and font.getlength(longer) > picture.width - 12:
+            lines.append(line)
+            line = word
+        else:
+            line = longer
+    lines = [*lines, line][:3]
+    height = round(font.getbbox("Ag")[3] * 1.3)
+    framed = Image.new("RGB", (picture.width, picture.height + height * len(lines) + 8), "white")
+    framed.paste(picture, (0, 0))
+    pen = ImageDraw.Draw(framed)
+    for number, content in enumerate(lines):
+        pen.text((6, picture.height + 4 + number * height), content, fill="black", font=font)
+    return framed
+
+
+def _latin(text: str) -> str:
+    """Pillow's own font has no Chinese: a box for each such letter would tell nothing, a question mark tells that."""
+    return "".join(c if ord(c) < 0x250 else "?" for c in text)

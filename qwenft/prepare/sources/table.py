@@ -1,0 +1,123 @@
+"""Tables of the `datasets` library: a hub data set, a hub-style folder or a parquet file."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwenft.core.errors import DataError
+from qwenft.core.events import Emit
+from qwenft.prepare.columns import Layout, Place, find_layout, read_record
+from qwenft.prepare.rows import Request, Row, Source
+from qwenft.prepare.sources.records import PEEKED, unused_note
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def matches(path: Path) -> bool:
+    """Whether it is a parquet file, or a folder with parquet files or a card that lists data files."""
+    if path.is_file():
+        return path.suffix.lower() == ".parquet"
+    return any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")) or _card_lists_files(path / "README.md")
+
+
+def _card_lists_files(card: Path) -> bool:
+    return card.is_file() and "data_files:" in card.read_text(encoding="utf-8", errors="replace")[:20_000]
+
+
+def open_folder(path: Path, request: Request, emit: Emit) -> Source:
+    """Read a local hub-style folder or a parquet file."""
+    from qwenft.prepare.sources.hub import load_folder
+
+    data = load_folder(path, request.splits)
+    about = {"path": str(path.absolute())}
+    return make_source("table", about, data.splits, request, path if path.is_dir() else path.parent)
+
+
+def open_hub(
+    dataset_id: str,
+    config: str | None,
+    request: Request,
+    *,
+    revision: str | None,
+    endpoint: str | None,
+    send_token: bool,
+    emit: Emit,
+) -> Source:
+    """Fetch a data set from the hub or a mirror."""
+    from qwenft.prepare.sources.hub import load_hub
+
+    data = load_hub(
+        dataset_id,
+        config=config,
+        revision=revision,
+        splits=request.splits,
+        endpoint=endpoint,
+        send_token=send_token,
+        emit=emit,
+    )
+    about = {"id": dataset_id, "config": config, "revision": data.revision, "endpoint": data.endpoint}
+    return make_source("hub", about, data.splits, request, None)
+
+
+def make_source(
+    kind: str, about: Mapping[str, Any], tables: "Mapping[str, Dataset]", request: Request, folder: Path | None
+) -> Source:
+    """Tell the columns from the features and the first rows.  Pictures stay undecoded: their own bytes are kept."""
+    if not tables or not any(len(table) for table in tables.values()):
+        raise DataError(f"{about.get('id') or about.get('path')} has no rows")
+    shut = {split: _undecoded(table) for split, table in tables.items()}
+    first = [row for table in shut.values() for row in islice(table, PEEKED)]
+    features = next(iter(shut.values())).features
+    names = _names(features)
+    layout = find_layout(first, request.columns, request.task, str(about.get("id") or about.get("path")), names)
+    total = sum(min(len(table), request.limit or len(table)) for table in shut.values())
+    one_query = layout.columns.get("query") != "answer"
+    return Source(
+        kind=kind,
+        about={**about, "columns": list(features)},
+        splits=tuple(shut),
+        rows=lambda: _rows(shut, layout, request, folder),
+        total=total if one_query else None,
+        notes=unused_note(layout),
+    )
+
+
+def _undecoded(table: "Dataset") -> "Dataset":
+    from datasets import Image
+
+    for name, feature in table.features.items():
+        if isinstance(feature, Image):
+            table = table.cast_column(name, Image(decode=False))
+    return table
+
+
+def _names(feature: Any) -> Sequence[str]:
+    """The category names of the first ClassLabel anywhere in the features, but not of a column `split`."""
+    from datasets import ClassLabel
+
+    if isinstance(feature, ClassLabel):
+        return tuple(str(name) for name in feature.names)
+    if isinstance(feature, Mapping):
+        inner = [value for key, value in feature.items() if key != "split"]
+    else:
+        inner = [feature.feature] if hasattr(feature, "feature") else list(feature) if isinstance(feature, list) else []
+    return next((found for found in map(_names, inner) if found), ())
+
+
+def _rows(tables: "Mapping[str, Dataset]", layout: Layout, request: Request, folder: Path | None) -> Iterator[Row]:
+    image = layout.columns["image"]
+    folders = (folder, folder / "images") if folder else ()
+    for split, table in tables.items():
+        for number, row in enumerate(islice(table, request.limit)):
+            original = {name: value for name, value in row.items() if name != image}
+            original[image] = _without_bytes(row.get(image))
+            yield from read_record(row, layout, Place(split, f"{split}, row {number}", folders, folder, original))
+
+
+def _without_bytes(value: Any) -> Any:
+    """What stands in rejected.jsonl for a picture: how long it is, not its bytes."""
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        return {**value, "bytes": f"<{len(value['bytes'])} bytes>"}
+    return value

@@ -1,0 +1,141 @@
+"""What each split is for: something to train on and something held out, divided by picture; pure."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from qwenft.core.samples import Role, Sample
+from qwenft.prepare.rows import WHOLE
+
+NAMES: Final[Mapping[str, str]] = {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "minival": "val",
+}
+"""Other words for the same split."""
+BENCHMARKS: Final = ("refcoco", "refcoco+", "refcocog", "refcocoplus", "refcoco-m")
+"""Published test beds: whoever trains on their val or test must say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """The splits as they are written, in order."""
+
+    samples: Mapping[str, tuple[Sample, ...]]
+    roles: Mapping[str, Role]
+    notes: tuple[str, ...]
+
+
+def role_of(name: str) -> Role:
+    """What a split of this name is for.
+
+    >>> role_of("train"), role_of("val"), role_of("testA")
+    ('train', 'held-out', 'test')
+    """
+    if name == "train":
+        return "train"
+    return "test" if name.lower().startswith("test") else "held-out"
+
+
+def divide(by_split: Mapping[str, Sequence[Sample]], *, val_fraction: float, seed: int, source: str) -> Division:
+    """Give every data set a split to train on and one held out.
+
+    by_split: samples by the source's split names.  A source without one of the two has one of its splits divided by
+    picture: `val_fraction` of the pictures to `val`, the rest to `train`.  The same seed gives the same division.
+    """
+    named: dict[str, tuple[Sample, ...]] = {}
+    for name, samples in by_split.items():
+        key = NAMES.get(name.lower(), name)
+        named[key] = (*named.get(key, ()), *samples)
+    filled = {name: samples for name, samples in named.items() if samples}
+    roles = {name: role_of(name) for name in filled}
+    notes: list[str] = []
+    parent = _to_divide(filled, roles)
+    if parent is not None:
+        train, held = _by_picture(filled[parent], val_fraction, seed)
+        notes += _division_notes(parent, train, held, filled, source)
+        others = {name: samples for name, samples in filled.items() if name != parent}
+        filled = {"train": train, **({"val": held} if held else {}), **others}
+        roles = {name: role_of(name) for name in filled}
+    return Division(_ordered(filled), roles, tuple(notes))
+
+
+def _to_divide(filled: Mapping[str, Sequence[Sample]], roles: Mapping[str, Role]) -> str | None:
+    """The split that must give both train and held-out samples; None where the source has both."""
+    held = [name for name in filled if roles[name] == "held-out"]
+    if "train" in filled:
+        return None if held else "train"
+    return held[0] if held else next(iter(filled), None)
+
+
+def _by_picture(
+    samples: Sequence[Sample], val_fraction: float, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    pictures = sorted({sample.picture for sample in samples}, key=lambda name: _lot(name, seed))
+    count = round(val_fraction * len(pictures))
+    if val_fraction > 0 and len(pictures) > 1:
+        count = min(max(count, 1), len(pictures) - 1)
+    chosen = set(pictures[:count])
+    train = tuple(sample for sample in samples if sample.picture not in chosen)
+    return train, tuple(sample for sample in samples if sample.picture in chosen)
+
+
+def _lot(picture: str, seed: int) -> str:
+    """A picture's place in the draw hangs on itself and the seed only, not on what else is in the data set."""
+    return hashlib.sha256(f"{seed}/{picture}".encode()).hexdigest()
+
+
+def _division_notes(
+    parent: str, train: Sequence[Sample], held: Sequence[Sample], filled: Mapping[str, Sequence[Sample]], source: str
+) -> list[str]:
+    lacks = "no split of its own" if parent == WHOLE else "no train split" if parent != "train" else "no held-out split"
+    others = [name for name in filled if name != parent]
+    left = f"; {', '.join(others)} left alone" if others else ""
+    whole = "the rows" if parent == WHOLE else parent
+    notes = [
+        f"the source has {lacks}: {whole} divided by picture into train ({len(train):,} samples) and "
+        f"val ({len(held):,}){left}"
+    ]
+    if not held:
+        notes.append("nothing is held out: there is too little to divide, or --val-fraction is 0")
+    if any(source.lower().split("/")[-1].startswith(name) for name in BENCHMARKS) and parent != "train":
+        notes.append(
+            f"{source} is a benchmark and {parent} one of its published splits: scores on {parent} cannot be compared "
+            "with published ones once it was trained on"
+        )
+    return notes
+
+
+def _ordered(splits: Mapping[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
+    first = [name for name in ("train", "val") if name in splits]
+    return {name: splits[name] for name in (*first, *(name for name in splits if name not in first))}
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Two splits that share pictures."""
+
+    one: str
+    other: str
+    pictures: int
+    questions: int
+    """Same picture and same expression."""
+
+
+def overlaps(splits: Mapping[str, Sequence[Sample]]) -> list[Overlap]:
+    """Find the pairs of splits in which the same picture (by content) stands."""
+    pictures = {name: {sample.picture for sample in samples} for name, samples in splits.items()}
+    asked = {name: Counter((s.picture, s.query) for s in samples) for name, samples in splits.items()}
+    names = list(splits)
+    found = []
+    for number, one in enumerate(names):
+        for other in names[number + 1 :]:
+            shared = pictures[one] & pictures[other]
+            if shared:
+                same = sum(1 for key in asked[one] if key in asked[other])
+                found.append(Overlap(one, other, len(shared), same))
+    return found

@@ -1,0 +1,241 @@
+"""What `prepare` says and writes: manifest, splits, rejected rows, preview."""
+
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from qwenft import __version__
+from qwenft.core.files import jsonable, to_line, write_json, write_jsonl, write_whole
+from qwenft.core.samples import SCHEMA_VERSION, Manifest, Sample, SplitInfo
+from qwenft.prepare import preview
+from qwenft.prepare.checks import Frame, Sizes
+from qwenft.prepare.convention import MIN_FIT, Verdict
+from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Source
+from qwenft.prepare.splits import Division, overlaps
+
+Said = tuple[Literal["note", "warning"], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that was found out, ready to be said and written."""
+
+    name: str
+    source: Source
+    options_command: str
+    division: Division
+    verdict: Verdict | None
+    sizes: Sizes
+    frame: Frame
+    exif_votes: Mapping[str, int]
+    turned: int
+    converted: int
+    repeated_ids: int
+    reused: int
+    counts: Mapping[str, int]
+    reasons: Counter[str]
+    limit: int | None
+
+
+def spoken(report: Report) -> list[Said]:
+    """What is said aloud, and kept in the manifest's notes."""
+    return [*_notes(report), *_warnings(report)]
+
+
+def _notes(report: Report) -> Iterator[Said]:
+    yield from (("note", text) for text in report.source.notes)
+    if report.verdict:
+        yield "note", report.verdict.sentence()
+    if report.turned and report.frame != "undecided":
+        yield (
+            "note",
+            (
+                f"{report.turned:,} pictures are stored turned (EXIF) and were rewritten upright; "
+                f"their boxes are meant {_FRAMES[report.frame]} ({_votes(report.exif_votes)})"
+            ),
+        )
+    if report.converted:
+        yield "note", f"{report.converted:,} pictures with 16 bits a channel were rewritten with 8"
+    if report.reused:
+        yield "note", f"{report.reused:,} pictures were there already, from an interrupted prepare"
+    if report.limit is not None:
+        yield "note", f"only the first {report.limit:,} rows of each split were read (--limit)"
+    yield from (("note", text) for text in report.division.notes)
+
+
+_FRAMES: Mapping[Frame, str] = {
+    "upright": "as a viewer shows them",
+    "stored": "as the file stores them, and were turned with them",
+}
+
+
+def _votes(votes: Mapping[str, int]) -> str:
+    said = [f"{number:,} x {what}" for what, number in votes.items() if number and what != "turned"]
+    return ", ".join(said) or "given with --exif, or without boxes"
+
+
+def _warnings(report: Report) -> Iterator[Said]:
+    verdict, sizes = report.verdict, report.sizes
+    if verdict:
+        fits = next(item.fits for item in verdict.evidence if item.reading == verdict.convention)
+        if fits < MIN_FIT * verdict.boxes:
+            yield "warning", f"only {fits:,} of {verdict.boxes:,} boxes fit {verdict.convention}: look at preview/"
+    if report.turned and report.frame == "undecided" and report.reasons["orientation-undecided"]:
+        number = report.reasons["orientation-undecided"]
+        yield (
+            "warning",
+            (
+                f"{number:,} rows show pictures that are stored turned (EXIF), and nothing tells which way up their "
+                "boxes are meant: say --exif upright (drawn in a viewer) or --exif stored"
+            ),
+        )
+    if sizes.exchanged:
+        yield "warning", "the declared sizes are (height, width): read so"
+    if sizes.declared > sizes.agree:
+        yield (
+            "warning",
+            (
+                f"{sizes.declared - sizes.agree:,} of {sizes.declared:,} declared sizes differ from the pictures: "
+                + ("rows with boxes were rejected" if sizes.trusted else "the pictures are trusted")
+            ),
+        )
+    if report.repeated_ids:
+        yield "warning", f"{report.repeated_ids:,} ids repeat, so they are not taken for ids of rows"
+    for shared in overlaps(report.division.samples):
+        yield (
+            "warning",
+            (
+                f"{shared.pictures:,} pictures stand in both {shared.one} and {shared.other} "
+                f"({shared.questions:,} with the same question): scores on {shared.other} are too good"
+            ),
+        )
+    if report.reasons:
+        counts = report.counts
+        table = ", ".join(f"{reason} {number:,}" for reason, number in report.reasons.most_common())
+        objects = f" and {counts['objects_rejected']:,} objects" if counts["objects_rejected"] else ""
+        yield "warning", f"{counts['rejected']:,} of {counts['rows_read']:,} rows{objects} rejected: {table}"
+
+
+def write_dataset(
+    folder: Path,
+    report: Report,
+    bad_rows: Sequence[BadRow],
+    bad_objects: Sequence[BadObject],
+    *,
+    output_format: str,
+    num_previews: int,
+) -> None:
+    """Write all files of a prepared data set but its pictures, the manifest last."""
+    for split, samples in report.division.samples.items():
+        write_samples(folder / f"{split}.{output_format}", samples)
+    write_jsonl(folder / "rejected.jsonl", (*map(_bad_row, bad_rows), *map(_bad_object, bad_objects)))
+    if num_previews:
+        preview.draw(folder, preview.pick(list(report.division.samples.values()), num_previews))
+    write_json(folder / "manifest.json", manifest(report, output_format).model_dump(mode="json"))
+
+
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write samples one a line: as JSONL, or as one array where the name ends in .json."""
+    if path.suffix == ".jsonl":
+        write_jsonl(path, (sample.to_json() for sample in samples))
+    else:
+        write_whole(path, "[\n" + ",\n".join(to_line(sample.to_json()) for sample in samples) + "\n]\n")
+
+
+def _bad_row(bad: BadRow) -> dict[str, Any]:
+    return {
+        "source": bad.where,
+        "split": bad.split,
+        "what": "row",
+        "reason": str(bad.reason),
+        "detail": _detail(bad),
+        "row": jsonable(bad.original),
+    }
+
+
+def _bad_object(bad: BadObject) -> dict[str, Any]:
+    return {
+        "source": bad.where,
+        "what": "object",
+        "reason": str(bad.reason),
+        "detail": _detail(bad),
+        "row": jsonable(bad.original),
+    }
+
+
+def _detail(bad: BadRow | BadObject) -> str:
+    return ": ".join(filter(None, (EXPLANATIONS[bad.reason], bad.detail)))
+
+
+def manifest(report: Report, output_format: str) -> Manifest:
+    """Put together the manifest."""
+    division = report.division
+    about = {"kind": report.source.kind, **jsonable(dict(report.source.about)), "splits": list(report.source.splits)}
+    bbox = {} if report.verdict is None else report.verdict.to_json()
+    if report.turned:
+        bbox |= {"exif": report.frame, "exif_votes": dict(report.exif_votes)}
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=report.name,
+        source=about,
+        command=report.options_command,
+        versions=_versions(report.source.kind),
+        splits={
+            split: SplitInfo(
+                file=f"{split}.{output_format}",
+                role=division.roles[split],
+                samples=len(samples),
+                pictures=len({sample.image for sample in samples}),
+                tasks=dict(Counter(sample.task for sample in samples)),
+            )
+            for split, samples in division.samples.items()
+        },
+        bbox=jsonable(bbox),
+        counts={**report.counts, "turned": report.turned, "converted": report.converted},
+        checks=_checks(report),
+        notes=[text for _, text in spoken(report)],
+    )
+
+
+def _versions(kind: str) -> dict[str, str]:
+    used = ["pillow", *(("datasets", "pyarrow") if kind in ("hub", "table") else ())]
+    return {"qwenft": __version__, "python": platform.python_version(), **{name: version(name) for name in used}}
+
+
+def _checks(report: Report) -> list[dict[str, Any]]:
+    """Every check with its result and the numbers behind it."""
+    counts, sizes = report.counts, report.sizes
+    shared = overlaps(report.division.samples)
+    asked = Counter((s.picture, s.query) for part in report.division.samples.values() for s in part if s.query)
+    repeated = sum(number - 1 for number in asked.values())
+    return [
+        {"check": "every row is a sample or rejected", "result": "ok"}
+        | {key: counts[key] for key in ("rows_read", "samples", "rejected")},
+        {"check": "every object is in a sample or rejected", "result": "ok"}
+        | {key: number for key, number in counts.items() if key.startswith("objects")},
+        {"check": "rows rejected", "result": _result(report.reasons), "reasons": dict(report.reasons)},
+        {
+            "check": "declared sizes agree with the pictures",
+            "result": _result(sizes.declared > sizes.agree or sizes.exchanged),
+            "declared": sizes.declared,
+            "agree": sizes.agree,
+            "height_first": sizes.exchanged,
+        },
+        {
+            "check": "no picture in two splits",
+            "result": _result(shared),
+            "pairs": [
+                {"splits": [s.one, s.other], "pictures": s.pictures, "same_question": s.questions} for s in shared
+            ],
+        },
+        {"check": "no question asked twice of a picture", "result": _result(repeated), "repeated": repeated},
+        {"check": "ids name rows", "result": _result(report.repeated_ids), "repeated": report.repeated_ids},
+    ]
+
+
+def _result(problem: object) -> str:
+    return "warning" if problem else "ok"
