@@ -1,0 +1,247 @@
+"""The body of `eval`: a run or a base model answers a split, and answers and figures are written below it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qwenft.core.config import DEFAULT_MODEL
+from qwenft.core.errors import RunError, UsageError
+from qwenft.core.events import Emit, ignore, note, warning
+from qwenft.core.files import whole_folder, write_json, write_jsonl
+from qwenft.core.predictions import Prediction, Question
+from qwenft.core.runs import CONTRACT_FILE, Contract, Run, latest_run, open_run
+from qwenft.core.samples import PreparedDataset, Sample, open_dataset
+from qwenft.evaluate.score import compare_predictions, eyeless_baseline, score_predictions, scored_split
+
+if TYPE_CHECKING:
+    from qwenft.predict.generate import Predictor
+
+_VERSIONS: Final = ("qwenft", "torch", "transformers", "peft", "faster-coco-eval", "pycocoevalcap", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """What `evaluate_run` found out, and where it lies."""
+
+    folder: Path
+    """Holds predictions.jsonl, metrics.json and, with a baseline, baseline-predictions.jsonl."""
+    metrics: Mapping[str, Any]
+    """The content of metrics.json."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `qwenft eval --json` prints it."""
+        return {"folder": str(self.folder), **self.metrics}
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """Who answers: a base model, with the adapter of a run if there is one."""
+
+    model: str
+    run: Run | None = None
+    contract: Contract | None = None
+    """The adapter's."""
+
+    @property
+    def adapter(self) -> Path | None:
+        return self.run.adapter if self.run else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Exam:
+    """What is asked."""
+
+    dataset: PreparedDataset
+    split: str
+    samples: tuple[Sample, ...]
+    num_samples_of_split: int
+
+    @property
+    def name(self) -> str:
+        part = f"-{len(self.samples)}" if len(self.samples) < self.num_samples_of_split else ""
+        return f"{self.dataset.name}-{self.split}{part}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    ours: list[Prediction]
+    baseline: list[Prediction] | None
+    contract: Contract
+    """What the predictor obeyed."""
+
+
+def evaluate_run(
+    run: str | None = None,
+    *,
+    data: str | Path | None = None,
+    split: str | None = None,
+    model: str | None = None,
+    baseline: bool = False,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    gpus: str | None = None,
+    root: Path | None = None,
+    emit: Emit = ignore,
+) -> EvalResult:
+    """Let a run (or a base model) answer a split, score the answers, and write both below the run.
+
+    run: name or path.  Unset: the latest finished run, if `model` is unset or is the model that run was trained on;
+    otherwise the base model.  data, split: unset: the run's own data set or the only one, and its held-out split.
+    baseline: the model without its adapter answers too.  limit: at most so many samples, evenly spread over the split.
+    Writes <run>/eval/<data>-<split>/, whole or absent; a part of a split has its own folder (…-<number>), and a base
+    model writes under runs/base-<model>/.  Raises UsageError, RunError, DataError, ModelError or DeviceError.
+    """
+    inputs = {
+        "run": run,
+        "data": None if data is None else str(data),
+        "split": split,
+        "model": model,
+        "baseline": baseline,
+        "limit": limit,
+        "batch_size": batch_size,
+        "gpus": gpus,
+    }
+    base = (root or Path.cwd()).absolute()
+    subject = _subject(run, model, base, emit)
+    exam = _exam(subject, data=data, split=split, limit=limit, root=base, emit=emit)
+    answers = _let_answer(subject, exam, baseline=baseline, batch_size=batch_size, gpus=gpus, emit=emit)
+    metrics = {**_metrics(subject, exam, answers), "inputs": inputs}
+    folder = (subject.run.evals if subject.run else base / "runs" / _base_name(subject.model) / "eval") / exam.name
+    with whole_folder(folder) as staging:
+        write_jsonl(staging / "predictions.jsonl", [p.to_json() for p in answers.ours])
+        if answers.baseline is not None:
+            write_jsonl(staging / "baseline-predictions.jsonl", [p.to_json() for p in answers.baseline])
+        write_json(staging / "metrics.json", metrics)
+    return EvalResult(folder, metrics)
+
+
+def spread(samples: Sequence[Sample], limit: int | None) -> tuple[Sample, ...]:
+    """At most `limit` samples at even distances: the first ones may be of one kind, and a random draw would move."""
+    if limit is None or limit >= len(samples):
+        return tuple(samples)
+    return tuple(samples[number * len(samples) // limit] for number in range(limit))
+
+
+def _subject(run: str | None, model: str | None, root: Path, emit: Emit) -> _Subject:
+    """Choose who answers, and say so."""
+    chosen = open_run(run, root) if run is not None else latest_run(root)
+    if chosen is not None:
+        chosen = Run(chosen.path.resolve())  # `latest` may point elsewhere before this is over
+        if not (chosen.adapter / CONTRACT_FILE).is_file():
+            raise RunError(
+                f"the run {chosen.path} has no adapter yet: it is not finished",
+                hint="choose another --run, or train this one to its end",
+            )
+        contract = Contract.read(chosen.adapter)
+        if run is not None or model is None or _same_model(model, contract.base, root):
+            emit(note(f"the run {chosen.name} answers, an adapter of {contract.base}"))
+            return _Subject(model or contract.base, chosen, contract)
+        emit(note(f"the latest run {chosen.name} is left aside: it was trained on {contract.base}"))
+    base_model = model or DEFAULT_MODEL
+    emit(note(f"the base model {base_model} answers, without an adapter"))
+    return _Subject(base_model)
+
+
+def _same_model(one: str, other: str, root: Path) -> bool:
+    paths = [root / Path(name).expanduser() for name in (one, other)]
+    return one == other or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
+
+
+def _base_name(model: str) -> str:
+    return f"base-{Path(model).name or 'model'}"
+
+
+def _exam(
+    subject: _Subject, *, data: str | Path | None, split: str | None, limit: int | None, root: Path, emit: Emit
+) -> _Exam:
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be over 0, got {limit}", hint="leave it out to score the whole split")
+    own = subject.contract.data if subject.contract else ""
+    if data is None and own and (root / "data" / own / "manifest.json").is_file():
+        data = root / "data" / own
+    dataset = open_dataset(data, root)
+    chosen = scored_split(dataset, split)
+    every = dataset.samples(chosen)
+    exam = _Exam(dataset, chosen, spread(every, limit), len(every))
+    emit(note(f"scoring {len(exam.samples)} of {len(every)} samples of {dataset.name}, split {chosen}"))
+    seen = _trained_on(subject, exam.samples)
+    if seen and seen["pictures"]:
+        emit(
+            warning(f"{seen['pictures']} of {seen['of']} pictures were trained on: these figures are no held-out ones")
+        )
+    return exam
+
+
+def _trained_on(subject: _Subject, samples: Sequence[Sample]) -> dict[str, int] | None:
+    """How many of the pictures the adapter was trained on; None for a base model, of which nobody knows."""
+    if subject.contract is None:
+        return None
+    trained = set(subject.contract.pictures)
+    pictures = {sample.picture for sample in samples}
+    num_samples = sum(sample.picture in trained for sample in samples)
+    return {"pictures": len(pictures & trained), "of": len(pictures), "samples": num_samples}
+
+
+def _let_answer(
+    subject: _Subject, exam: _Exam, *, baseline: bool, batch_size: int | None, gpus: str | None, emit: Emit
+) -> _Answers:
+    predictor = _load_predictor(subject.model, subject.adapter, gpus)
+    questions = [Question.of(sample, exam.dataset.path) for sample in exam.samples]
+    ours = _as_written(predictor.answer(questions, batch_size=batch_size, emit=emit))
+    theirs = None
+    if baseline and subject.adapter is None:
+        emit(warning("--baseline compares an adapter with its base model; here the base model itself is scored"))
+    elif baseline:
+        emit(note(f"the base model {subject.model} answers the same questions"))
+        with predictor.adapter_disabled():
+            theirs = _as_written(predictor.answer(questions, batch_size=batch_size, emit=emit))
+    return _Answers(ours, theirs, predictor.contract)
+
+
+def _load_predictor(model: str, adapter: Path | None, gpus: str | None) -> "Predictor":
+    from qwenft.predict.generate import Predictor  # torch, transformers: seconds, so only here
+
+    return Predictor.load(model, adapter, gpus=gpus)
+
+
+def _as_written(predictions: Iterable[Prediction]) -> list[Prediction]:
+    """Scored is what stands in the file (rounded), so that scoring the file again gives the same figures."""
+    return [Prediction.from_json(prediction.to_json()) for prediction in predictions]
+
+
+def _metrics(subject: _Subject, exam: _Exam, answers: _Answers) -> dict[str, Any]:
+    samples, theirs, contract = exam.samples, answers.baseline, answers.contract
+    return {
+        "data": exam.dataset.name,
+        "data_path": str(exam.dataset.path),
+        "split": exam.split,
+        "role": exam.dataset.manifest.splits[exam.split].role,
+        "samples": {"scored": len(samples), "of": exam.num_samples_of_split},
+        "pictures": len({sample.picture for sample in samples}),
+        "trained_on": _trained_on(subject, samples),
+        "run": subject.run.name if subject.run else None,
+        "model": subject.model,
+        "adapter": str(subject.adapter) if subject.adapter else None,
+        "asked": {
+            "min_pixels": contract.min_pixels,
+            "max_pixels": contract.max_pixels,
+            "prompts": asdict(contract.prompts),
+        },
+        "scores": score_predictions(samples, answers.ours),
+        "baseline": None if theirs is None else score_predictions(samples, theirs),
+        "difference": None if theirs is None else compare_predictions(samples, answers.ours, theirs),
+        "constant_box": eyeless_baseline(exam.dataset, exam.split, samples),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
