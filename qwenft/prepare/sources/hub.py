@@ -1,0 +1,368 @@
+"""Data sets of the hub or in its layout, read through `datasets`; only the splits asked for are fetched."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from qwenft.core.errors import DataError, HubError, nearest
+from qwenft.core.events import Emit, ignore, note, progress, warning
+from qwenft.core.hub import MIRROR, PUBLIC_HUB, SCRIPTS_HINT, HubAccess, hub_errors, offline, open_hub
+from qwenft.prepare.rows import WHOLE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROBE_TIMEOUT_S: Final = 10
+"""How long the first question may take: after that the endpoint counts as unreachable."""
+_SHARD = re.compile(r"[-_.]\d{4,}-of-\d{4,}$")
+_SPLIT_WORDS = re.compile(
+    r"^(train|training|val|valid|validation|dev|test|testing|eval)([AB]|[-_.].*)?$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class HubData:
+    """A data set as `datasets` gives it, pictures left as the bytes that were stored."""
+
+    splits: dict[str, Any]
+    """Split -> datasets.Dataset, in the source's words and order.
+
+    An image column yields {"bytes": …, "path": …}: the bytes, or None with the path of a file that holds them.
+    """
+    revision: str
+    """The commit (40 hex digits); empty for a local folder."""
+    endpoint: str
+    """Where it came from; empty for a local folder."""
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Split -> its files, relative to the repository or folder, where the layout says."""
+
+
+def load_hub(
+    dataset_id: str,
+    *,
+    config: str | None = None,
+    revision: str | None = None,
+    splits: Sequence[str] = (),
+    endpoint: str | None = None,
+    send_token: bool = False,
+    emit: Emit = ignore,
+) -> HubData:
+    """Fetch a data set of the hub into its usual cache and open it.
+
+    dataset_id: `owner/name`.  splits: only these (empty: all), and only their files are fetched.
+    endpoint, send_token: as in `open_hub`.  With HF_HUB_OFFLINE=1 the cache alone is read.
+    Raises HubError for everything that a hub, the way to it, or the cache can do, and for an unknown configuration,
+    split or revision.
+    """
+    access = open_hub(endpoint, send_token=send_token)
+    with hub_errors(dataset_id, access, revision=revision), _library_errors(dataset_id):
+        if offline():
+            return _load_cached(dataset_id, config, revision, splits, access)
+        sizes = _ask(dataset_id, revision, access)
+        # The prefix keeps `datasets` from taking a local folder of that name.
+        layout = _Layout.found(f"hf://datasets/{dataset_id}", config, revision, access)
+        wanted = layout.choose(splits)
+        names = [name for split in wanted for name in layout.files[split]]
+        _fetch(_Repository(dataset_id, layout.commit, access), names, sizes, emit)
+        return layout.open(wanted, emit)
+
+
+def load_folder(path: Path, splits: Sequence[str] = (), *, config: str | None = None, emit: Emit = ignore) -> HubData:
+    """Open a local folder in the hub's layout, a `save_to_disk` folder, or one .parquet file.
+
+    Split names are the README's or the file names' (`datasets` calls a flat val.parquet `validation`); one .parquet
+    file keeps the word in its own name.  Raises DataError or HubError.
+    """
+    open_hub()  # quiet libraries; nothing is asked of it
+    where = path.absolute()
+    if not where.exists():
+        raise DataError(f"{where} does not exist")
+    with _library_errors(str(where)):
+        if where.is_file():
+            return _load_file(where, splits)
+        if (where / "dataset_dict.json").is_file() or (where / "state.json").is_file():
+            return _load_saved(where, splits)
+        layout = _Layout.found(str(where), config, None, HubAccess("", mirror=False, token=False))
+        return layout.open(layout.choose(splits), emit)
+
+
+def split_of(path: Path) -> str:
+    """The split that a lone data file is named after, or `rows.WHOLE`.
+
+    >>> split_of(Path("val-00000-of-00001.parquet")), split_of(Path("birds.parquet"))
+    ('val', 'all')
+    """
+    stem = _SHARD.sub("", path.stem)
+    return stem if _SPLIT_WORDS.match(stem) else WHOLE
+
+
+def _ask(dataset_id: str, revision: str | None, access: HubAccess) -> dict[str, tuple[int, str]]:
+    """First question, without retries so that a dead endpoint shows at once: file -> (size in bytes, SHA-256 or "")."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=access.endpoint, token=access.token)
+    info = api.dataset_info(dataset_id, revision=revision, timeout=PROBE_TIMEOUT_S, files_metadata=True)
+    found = {}
+    for file in info.siblings or ():
+        found[file.rfilename] = (file.size or 0, file.lfs.sha256 if file.lfs else "")
+    if f"{dataset_id.rsplit('/', maxsplit=1)[-1]}.py" in found:
+        raise _script(dataset_id)
+    return found
+
+
+def _script(dataset_id: str) -> HubError:
+    return HubError(
+        f"{dataset_id} is read by a script of its own, and nothing foreign is run here (datasets >= 4 refuses it too)",
+        hint=f"the hub may keep a converted copy: {SCRIPTS_HINT}",
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which files make up which split, before any of them is fetched."""
+
+    target: str
+    config: str | None
+    access: HubAccess
+    builder: Any
+    commit: str
+    files: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def found(cls, target: str, config: str | None, revision: str | None, access: HubAccess) -> "_Layout":
+        builder = _builder(target, config, revision, access)
+        commit = str(builder.hash) if target.startswith("hf://") else ""
+        known = builder.config.data_files or {}
+        prefix = _base(target, commit)
+        files = {str(split): tuple(str(name).removeprefix(prefix) for name in names) for split, names in known.items()}
+        return cls(target, config, access, builder, commit, files)
+
+    def choose(self, splits: Sequence[str]) -> tuple[str, ...]:
+        return _choose(self.target.removeprefix("hf://datasets/"), self.files, splits)
+
+    def open(self, wanted: tuple[str, ...], emit: Emit) -> HubData:
+        """Turn files into tables; fewer splits than there are become a data set of their own in the cache."""
+        builder, stated = self.builder, dict(self.builder.info.splits or {})
+        if len(wanted) < len(self.files):
+            base = _base(self.target, self.commit)
+            chosen = {split: [f"{base}{name}" for name in self.files[split]] for split in wanted}
+            features = builder.info.features
+            options = {"data_files": chosen, "features": features}
+            builder = _builder(self.target, self.config, self.commit or None, self.access, **options)
+        builder.download_and_prepare(verification_mode="no_checks")  # stale numbers in a README are said, not fatal
+        opened = {str(split): _undecoded(table) for split, table in builder.as_dataset().items()}
+        for split, table in opened.items():
+            count = stated[split].num_examples if split in stated else None
+            if count and count != len(table):
+                emit(warning(f"{split} has {len(table)} rows, its description says {count}"))
+        files = {split: self.files.get(split, ()) for split in opened}
+        return HubData(opened, self.commit, self.access.endpoint, files)
+
+
+def _base(target: str, commit: str) -> str:
+    return f"{target}@{commit}/" if commit else f"{Path(target).as_posix()}/"
+
+
+def _builder(target: str, config: str | None, revision: str | None, access: HubAccess, **more: Any) -> Any:
+    import datasets
+
+    # The exported infos come from another host (datasets-server.<endpoint>, waited for up to 100 s) and are not needed.
+    datasets.config.USE_PARQUET_EXPORT = False
+    try:
+        return datasets.load_dataset_builder(target, name=config, revision=revision, token=access.token, **more)
+    except ValueError as error:
+        known = datasets.get_dataset_config_names(target, revision=revision, token=access.token)
+        shown = target.removeprefix("hf://datasets/")
+        if config is None and len(known) > 1:
+            names = ", ".join(known)
+            raise HubError(f"{shown} has several parts: {names}", hint=f"--dataset {shown}:{known[0]}") from error
+        if config is not None and config not in known:
+            raise HubError(f"{shown} has no part {config!r}", hint=nearest(config, known)) from error
+        raise HubError(
+            f"{shown} cannot be read as a data set: {_line(error)}", hint="--debug shows the cause"
+        ) from error
+
+
+def _choose(source: str, known: Iterable[str], splits: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(known)
+    for split in splits:
+        if split not in names:
+            raise HubError(f"{source} has no split {split!r}", hint=f"{nearest(split, names)} (--split)")
+    return tuple(name for name in names if not splits or name in splits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    dataset_id: str
+    commit: str
+    access: HubAccess
+
+
+def _fetch(repo: _Repository, names: Iterable[str], sizes: Mapping[str, tuple[int, str]], emit: Emit) -> None:
+    """Bring files into the cache, where `datasets` then finds them: so there is progress, and a check of each."""
+    from huggingface_hub import try_to_load_from_cache
+
+    known = [name for name in dict.fromkeys(names) if name in sizes]
+    missing = []
+    for name in known:
+        stored = try_to_load_from_cache(repo.dataset_id, name, revision=repo.commit, repo_type="dataset")
+        if not isinstance(stored, str) or not _sound(Path(stored), ""):
+            missing.append(name)
+    total, done = sum(sizes[name][0] for name in missing), 0
+    if missing:
+        text = f"fetching {len(missing)} of {len(known)} files, {total / 1e6:.1f} MB, from {repo.access.endpoint}"
+        emit(note(text))
+    for name in missing:
+        _fetch_file(repo, name, sizes[name][1], _meter(done, total, emit))
+        done += sizes[name][0]
+        emit(progress("fetch", done, total))
+
+
+def _fetch_file(repo: _Repository, name: str, sha256: str, meter: type[Any]) -> None:
+    """Fetch one file; what arrives other than the hub says it is, is fetched once more."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=repo.access.endpoint, token=repo.access.token)
+    for force in (False, True):
+        stored = api.hf_hub_download(
+            repo.dataset_id,
+            name,
+            repo_type="dataset",
+            revision=repo.commit,
+            force_download=force,
+            tqdm_class=meter,
+        )
+        if _sound(Path(stored), sha256):
+            return
+    raise HubError(
+        f"{name} of {repo.dataset_id} arrived broken twice from {repo.access.endpoint}",
+        hint=f"ask another endpoint: --hf-endpoint {MIRROR if repo.access.endpoint == PUBLIC_HUB else PUBLIC_HUB}",
+    )
+
+
+def _meter(before: int, total: int, emit: Emit) -> type[Any]:
+    """The class of bar for one file: it draws nothing and tells how many bytes of all there are by now."""
+    from huggingface_hub.utils.tqdm import tqdm  # Xet uses much of a bar's interface, so it is a real one
+
+    class Meter(tqdm):
+        """Counts, although it is switched off.  Xet opens two for a file: each tells its own count."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += int(n or 0)
+            emit(progress("fetch", min(before + self.n, total), total))
+
+    return Meter
+
+
+def _sound(path: Path, sha256: str) -> bool:
+    """Whether a file is what the hub says (by hash, where it was just fetched), and a parquet file opens."""
+    if sha256:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                return False
+    if path.suffix != ".parquet":
+        return True
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        parquet.read_metadata(path)
+    except (pyarrow.ArrowInvalid, OSError):
+        return False
+    return True
+
+
+def _load_cached(
+    dataset_id: str, config: str | None, revision: str | None, splits: Sequence[str], access: HubAccess
+) -> HubData:
+    """HF_HUB_OFFLINE=1: the files that the cache holds, opened as the folder they are."""
+    from huggingface_hub import snapshot_download
+
+    folder = Path(snapshot_download(dataset_id, repo_type="dataset", revision=revision, local_files_only=True))
+    try:
+        data = load_folder(folder, splits, config=config)
+    except HubError as error:
+        raise HubError(
+            f"HF_HUB_OFFLINE is set, and the cache holds only a part of {dataset_id} ({error})",
+            hint="name a split that was fetched (--split), or fetch the rest with HF_HUB_OFFLINE=0",
+        ) from error
+    return HubData(data.splits, folder.name, access.endpoint, data.files)
+
+
+def _load_file(path: Path, splits: Sequence[str]) -> HubData:
+    import datasets
+
+    name = split_of(path)
+    _choose(str(path), [name], splits)
+    if not _sound(path, ""):
+        raise DataError(f"{path} is no whole parquet file", hint="was its download or copy interrupted?")
+    table = datasets.load_dataset("parquet", data_files={name: str(path)}, split=name)
+    return HubData({name: _undecoded(table)}, "", "", {name: (path.name,)})
+
+
+def _load_saved(path: Path, splits: Sequence[str]) -> HubData:
+    import datasets
+
+    saved = datasets.load_from_disk(str(path))
+    tables = dict(saved) if isinstance(saved, datasets.DatasetDict) else {WHOLE: saved}
+    wanted = _choose(str(path), [str(name) for name in tables], splits)
+    return HubData({name: _undecoded(tables[name]) for name in wanted}, "", "")
+
+
+def _undecoded(table: Any) -> Any:
+    """The same table with every picture as it was stored: {"bytes": …, "path": …}."""
+    for column, feature in table.features.items():
+        plain = _plain(feature)
+        if plain != feature:
+            table = table.cast_column(column, plain)
+    return table
+
+
+def _plain(feature: Any) -> Any:
+    import copy
+
+    if hasattr(feature, "decode"):
+        same = copy.copy(feature)
+        same.decode = False
+        return same
+    if isinstance(feature, dict):
+        return {name: _plain(inner) for name, inner in feature.items()}
+    if hasattr(feature, "feature"):
+        same = copy.copy(feature)
+        same.feature = _plain(feature.feature)
+        return same
+    return feature
+
+
+@contextmanager
+def _library_errors(source: str) -> "Iterator[None]":
+    """Turn what `datasets` itself finds wrong into our errors; what the hub did goes on to `hub_errors`."""
+    import datasets
+    from datasets import exceptions
+
+    try:
+        yield
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise _script(source) from error
+    except exceptions.DataFilesNotFoundError as error:
+        raise HubError(
+            f"{source} holds no data files: {_line(error)}", hint="it needs parquet, json, csv or pictures"
+        ) from error
+    except exceptions.DatasetNotFoundError:
+        raise
+    except datasets.exceptions.DatasetsError as error:
+        cause = error.__cause__ or error
+        raise HubError(f"{source} does not open: {_line(cause)}", hint="--debug shows the cause") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
