@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from qwenft.core.boxes import Box, Size, clip
+from qwenft.core.phrases import phrase_of as phrase_of  # noqa: PLC0414  (mypy: an explicit re-export)
 
 Status = Literal["ok", "salvaged", "empty", "unparsable"]
 Task = Literal["grounding", "detection", "caption"]
@@ -76,110 +77,237 @@ def _whole_px(box_xyxy: Box, input_wh: Size) -> list[int]:
 
 
 # Same length, so that spans stay true.  Seen with Chinese labels: QwenLM/Qwen2.5-VL #1720.
-_FULL_WIDTH: Final = str.maketrans("，：［］（）｛｝“”「」", ',:[](){}""""')
-_NUMBER: Final = r"[-+]?\d{1,7}(?:\.\d{1,20})?"
-_QUAD: Final = re.compile(
-    rf"({_NUMBER})\s{{0,9}},\s{{0,9}}({_NUMBER})\s{{0,9}},\s{{0,9}}({_NUMBER})\s{{0,9}},\s{{0,9}}({_NUMBER})(?![\d.])"
+_FULL_WIDTH: Final = str.maketrans(
+    "，、：［］【】（）｛｝“”「」‘’．　０１２３４５６７８９", ',,:[][](){}""""\'\'. 0123456789'
 )
-_PAIRS: Final = re.compile(
-    rf"\(\s{{0,9}}({_NUMBER})\s{{0,9}},\s{{0,9}}({_NUMBER})\s{{0,9}}\)\s{{0,9}},?\s{{0,9}}\(\s{{0,9}}({_NUMBER})\s{{0,9}},\s{{0,9}}({_NUMBER})\s{{0,9}}\)"
-)
-_LABEL: Final = re.compile(r"""["'](?:label|name|category)["']\s{0,9}:\s{0,9}(?:"([^"]{0,2000})"|'([^']{0,2000})')""")
+# Possessive quantifiers (++, ?+, *+): nothing is tried twice, so reading is linear in the text.
+_NUMBER: Final = r"[-+]?[0-9]++(?:\.[0-9]++)?+"
 _ANY_NUMBER: Final = re.compile(_NUMBER)
-_BOX_KEYS: Final = ("bbox_2d", "bbox", "box", "box_2d")
-_NOTHING: Final = frozenset({"", "[]", "{}", "null", "none", "none.", "[null]", "无", "没有", "没有。", "无。"})
+_RUN: Final = re.compile(rf"(?<![A-Za-z0-9_.]){_NUMBER}(?:(?:\s{{0,9}},\s{{0,9}}|\s{{1,9}}){_NUMBER})*+")
+_POINT: Final = rf"\(\s{{0,9}}({_NUMBER})\s{{0,9}},\s{{0,9}}({_NUMBER})\s{{0,9}}\)"
+_CORNERS: Final = re.compile(rf"{_POINT}\s{{0,9}},?\s{{0,9}}{_POINT}")
+_LABEL: Final = re.compile(
+    r"""["'](?:label|name|category|class)["']\s{0,9}:\s{0,9}"""
+    r"""(?:"((?:[^"\\]|\\.){0,2000}+)"|'((?:[^'\\]|\\.){0,2000}+)')""",
+    re.DOTALL,
+)
+_REF: Final = re.compile(r"(?:<\|object_ref_start\|>|<ref>)([^<]{0,2000}+)<")
+_POINTS: Final = re.compile(r"\bpoint(?:s\b|_2d\b|\b)", re.IGNORECASE)
+_END_TOKENS: Final = ("<|im_end|>", "<|endoftext|>")
+
+_MAX_PX: Final = 1e7
+_BOX_KEYS: Final = ("bbox_2d", "bbox", "box", "box_2d", "bounding_box")
+_LABEL_KEYS: Final = ("label", "name", "category", "class")
+_POINT_KEYS: Final = ("point_2d", "point", "points")
+_CORNER_KEYS: Final = ("x1", "y1", "x2", "y2")
+_HOLDERS: Final = frozenset({"objects", "boxes", "bboxes", "detections", "results", "annotations", "items", "data"})
+"""Keys that hold a list of boxes; any other key with boxes behind it is taken for their label."""
+_NOTHING: Final = frozenset({"[]", "{}", "null", "none", "[null]", "无", "没有"})
+_AROUND: Final = " \t\r\n\"'`.。"
 
 
 def read_answer(text: str) -> Answer:
-    """Read boxes out of an answer, in the frame it was written in.  Never raises.
+    """Read boxes out of an answer, in the frame it was written in.  Never raises; linear in the text's length.
+
+    Numbers are taken as they stand: none is rescaled, whatever its size.
 
     >>> read_answer('[{"bbox_2d": [1, 2, 30, 40], "label": "dog"}]').objects[0].box_xyxy
     (1.0, 2.0, 30.0, 40.0)
     >>> read_answer("[]").status, read_answer("I see no dog.").status
     ('empty', 'unparsable')
     """
+    for token in _END_TOKENS:
+        text = text.rstrip().removesuffix(token)
+    if not text.strip():
+        return Answer("unparsable", how="no text")
     plain = text.translate(_FULL_WIDTH)
-    body = _unfenced(plain).strip()
-    if body.casefold() in _NOTHING:
-        return Answer("empty") if body else Answer("unparsable", how="no text")
-    strict = _strict(body)
-    if strict is not None:
-        return _tidy(_with_spans(strict.objects, plain), strict.status, strict.how)
-    return _salvage(plain)
+    for body in (text, _unfenced(text)):
+        if "".join(body.strip(_AROUND).split()).casefold() in _NOTHING:
+            return Answer("empty")
+        try:
+            answer = _from_json(json.loads(body))
+        except (ValueError, RecursionError):
+            continue
+        if answer is not None:
+            return _tidy(_with_spans(answer.objects, plain), answer.status, answer.how)
+    return _from_text(text, plain)
 
 
 def _unfenced(text: str) -> str:
-    start = text.find("```")
-    if start < 0:
-        return text
-    body = text[start + 3 :]
+    """What stands in the only ``` fence, closed or not; the text itself where there is none, or more than one."""
+    _, opened, body = text.partition("```")
     body = body[4:] if body[:4].casefold() == "json" else body
-    end = body.find("```")
-    return body if end < 0 else body[:end]
+    body, _, after = body.partition("```")
+    return text if not opened or "```" in after else body
 
 
-def _strict(body: str) -> Answer | None:
-    """The documented form; None where the text is not that."""
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    repairs = [] if isinstance(value, list) else ["one object in place of a list"]
-    found: list[FoundBox] = []
-    for item in value if isinstance(value, list) else [value]:
-        if not isinstance(item, dict):
-            return None
-        key = next((k for k in _BOX_KEYS if k in item), None)
-        if key is None:
-            return None
-        if item[key] in (None, []):
-            continue
-        box = _four(item[key])
-        if box is None:
-            return None
-        if key != "bbox_2d":
-            repairs.append(f"{key} in place of bbox_2d")
-        found.append(FoundBox(box, str(item.get("label", ""))))
-    if not found:
-        return Answer("empty")
-    how = ", ".join(dict.fromkeys(repairs))
-    return Answer("salvaged" if repairs else "ok", tuple(found), how)
+class _Tree:
+    """Gathers the boxes of a JSON value of whatever shape; on a stack, so that depth is harmless."""
+
+    def __init__(self, value: Any) -> None:
+        self.found: list[FoundBox] = []
+        self.repairs: list[str] = []
+        self.nothing = self.strays = 0
+        if not isinstance(value, list):
+            self.repairs.append("one object in place of a list")
+        elif not all(isinstance(item, dict) for item in value):
+            self.repairs.append("lists in place of objects")
+        top = value if isinstance(value, list) and not _is_flat(value) else [value]
+        self._stack: list[tuple[Any, str, bool]] = [(item, "", False) for item in reversed(top)]
+        self.nothing = int(value == [])
+        while self._stack:
+            self._visit(*self._stack.pop())
+
+    def _visit(self, node: Any, label: str, under_box_key: bool) -> None:
+        if node is None or node in ([], {}):
+            self.nothing += 1
+        elif isinstance(node, dict):
+            self._visit_dict(node, label)
+        elif (box := _four(node)) is not None:
+            self.found.append(FoundBox(box, label))
+            if not all(isinstance(number, (int, float)) for number in node):
+                self.repairs.append("numbers as text")
+        elif under_box_key and (box := _two_corners(node)) is not None:
+            self.found.append(FoundBox(box, label))
+            self.repairs.append("two corner points")
+        elif isinstance(node, list) and not _is_flat(node):
+            if under_box_key:
+                self.repairs.append("several boxes in one object")
+            self._stack.extend((item, label, under_box_key) for item in reversed(node))
+        else:
+            self.strays += 1
+
+    def _visit_dict(self, node: dict[str, Any], label: str) -> None:
+        own = next((node[key] for key in _LABEL_KEYS if isinstance(node.get(key), (str, int, float))), label)
+        key = next((key for key in _BOX_KEYS if key in node), None)
+        if key is not None:
+            if key != "bbox_2d":
+                self.repairs.append(f"{key} in place of bbox_2d")
+            self._stack.append((node[key], str(own), True))
+        elif all(key in node for key in _CORNER_KEYS):
+            self.repairs.append("x1, y1, x2, y2 in place of bbox_2d")
+            self._stack.append(([node[key] for key in _CORNER_KEYS], str(own), True))
+        else:
+            inner = [(k, v) for k, v in node.items() if isinstance(v, (list, dict)) and k not in _POINT_KEYS]
+            self.strays += not inner
+            self.repairs.append("lists in place of objects")
+            self._stack.extend(
+                (value, str(own) or ("" if key in _HOLDERS else key), False) for key, value in reversed(inner)
+            )
+
+
+def _from_json(value: Any) -> Answer | None:
+    """The documented form, or JSON of another shape; None where no box stands in it."""
+    tree = _Tree(value)
+    if not tree.found:
+        return Answer("empty") if tree.nothing and not tree.strays else None
+    if tree.nothing or tree.strays:
+        tree.repairs.append("an entry without a box")
+    how = ", ".join(dict.fromkeys(tree.repairs))
+    return Answer("salvaged" if how else "ok", tuple(tree.found), how)
+
+
+def _is_flat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and not any(isinstance(item, (list, dict)) for item in value)
 
 
 def _four(value: Any) -> Box | None:
+    """Four numbers, also as text; None for anything else."""
+    if isinstance(value, str):
+        value = _ANY_NUMBER.findall(value) if len(value) < 200 and _RUN.fullmatch(value.strip()) else []
     if not isinstance(value, list) or len(value) != 4:
         return None
-    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e7 for v in value):
+    numbers = [_number(item) for item in value]
+    if any(number is None or not abs(number) < _MAX_PX for number in numbers):
         return None
-    x1, y1, x2, y2 = (float(v) for v in value)
+    x1, y1, x2, y2 = (float(number or 0) for number in numbers)
     return (x1, y1, x2, y2)
 
 
+def _number(value: Any) -> float | None:
+    if isinstance(value, str) and len(value) < 40 and _ANY_NUMBER.fullmatch(value.strip()):
+        return float(value)
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _two_corners(value: Any) -> Box | None:
+    if not (isinstance(value, list) and len(value) == 2 and all(_is_flat(item) and len(item) == 2 for item in value)):
+        return None
+    return _four([*value[0], *value[1]])
+
+
 def _with_spans(objects: tuple[FoundBox, ...], plain: str) -> tuple[FoundBox, ...]:
-    spans = [match.span() for match in _QUAD.finditer(plain)]
-    if len(spans) != len(objects):
-        return objects
-    return tuple(replace(found, span=span) for found, span in zip(objects, spans, strict=True))
-
-
-def _salvage(plain: str) -> Answer:
-    """Whatever holds four numbers in a row: a cut-off list, single quotes, tags, prose."""
-    pairs = list(_PAIRS.finditer(plain))
-    matches, how = (pairs, "two corner points") if pairs else (list(_QUAD.finditer(plain)), "not the JSON asked for")
-    if not matches:
-        numbers = len(_ANY_NUMBER.findall(plain))
-        return Answer("unparsable", how="no four numbers in a row" if numbers else "no number in it")
+    """Find each box's numbers in the text, in order; a label that holds four numbers too is stepped over."""
+    places = iter(_places(plain)) if objects else iter(())
     found = []
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
-        end = following.start() if following else len(plain)
-        label = _LABEL.search(plain, match.end(), min(end, match.end() + 2100))
-        x1, y1, x2, y2 = (float(n) for n in match.groups())
-        found.append(
-            FoundBox((x1, y1, x2, y2), (label.group(1) or label.group(2) or "") if label else "", match.span())
-        )
-    if plain.rstrip()[-1:] not in ("]", "`", "}", ">", ")", "."):
-        how = "cut off"
+    for item in objects:
+        span = next((span for box, span in places if box == item.box_xyxy), None)
+        found.append(replace(item, span=span))
+    return tuple(found)
+
+
+def _places(plain: str) -> list[tuple[Box, tuple[int, int]]]:
+    """Every place that reads as a box: four numbers in a row, or two points in parentheses."""
+    found = [(_four(list(match.groups())), match.span()) for match in _CORNERS.finditer(plain)]
+    for match in _RUN.finditer(plain):
+        start, end = match.span()
+        if end - start < 200 and (box := _four(match.group())) is not None:
+            before = plain[max(0, start - 10) : start].rstrip()[-1:]
+            after = plain[end : end + 10].lstrip()[:1]
+            cut = not after and before in ("[", "(", ">")  # the last number may have lost digits
+            listed = "," in match.group() or (before in ("[", "(", ">") and after in ("]", ")", "<"))
+            if listed and not cut:
+                found.append((box, (start, end)))
+    return sorted(((box, span) for box, span in found if box is not None), key=lambda place: place[1])
+
+
+def _from_text(text: str, plain: str) -> Answer:
+    """Whatever reads as a box: a cut-off list, single quotes, tags, prose.  Labels are taken from `text` unchanged."""
+    opened = plain.count("[") + plain.count("{") - plain.count("]") - plain.count("}")
+    places = _places(plain)
+    if _POINTS.search(plain) and "box" not in plain.casefold():
+        places = []
+    if not places:
+        return Answer("unparsable", how=_why_unreadable(plain, cut=opened > 0))
+    found, used = [], 0
+    for number, (box, (start, end)) in enumerate(places):
+        stop = places[number + 1][1][0] if number + 1 < len(places) else len(plain)
+        span = _label_span(plain, used, start, end, stop)
+        label = _unescaped(text[slice(*span)]) if span else ""
+        used = max(end, span[1] if span else 0)
+        found.append(FoundBox(box, label, (start, end)))
+    tagged = any("(" in plain[start:end] for _, (start, end) in places)
+    how = "cut off" if opened > 0 else "two corner points" if tagged else "not the JSON asked for"
     return _tidy(tuple(found), "salvaged", how)
+
+
+def _label_span(plain: str, used: int, start: int, end: int, stop: int) -> tuple[int, int] | None:
+    """Where the label of the box at start..end stands: in the same object behind it, or else in front of it."""
+    behind = _LABEL.search(plain, end, stop)
+    if behind and not set("{}") & set(plain[end : behind.start()]):
+        return behind.span(behind.lastindex or 0)
+    for pattern in (_LABEL, _REF):
+        *_, in_front = [None, *pattern.finditer(plain, used, start)]
+        if in_front and "}" not in plain[in_front.end() : start]:
+            return in_front.span(in_front.lastindex or 0)
+    return None
+
+
+def _unescaped(label: str) -> str:
+    try:
+        return str(json.loads(f'"{label}"'))
+    except ValueError:
+        return label.replace("\\'", "'").replace('\\"', '"')
+
+
+def _why_unreadable(plain: str, *, cut: bool) -> str:
+    runs = [match.group() for match in _RUN.finditer(plain)]
+    if not runs:
+        return "no number in it"
+    if cut:
+        return "cut off before a box was whole"
+    pairs = any(len(run) < 100 and len(_ANY_NUMBER.findall(run)) == 2 for run in runs)
+    return "points in place of boxes" if pairs else "no four numbers in a row"
 
 
 def _tidy(objects: tuple[FoundBox, ...], status: Status, how: str) -> Answer:
@@ -196,36 +324,6 @@ def _tidy(objects: tuple[FoundBox, ...], status: Status, how: str) -> Answer:
         repairs.append("repeated boxes")
     how = ", ".join(dict.fromkeys(repairs))
     return Answer("salvaged" if repairs and status == "ok" else status, tuple(kept.values()), how)
-
-
-_POLITE: Final = r"(?:please\s+|can you\s+|could you\s+)?"
-_INSTRUCTIONS: Final = tuple(
-    re.compile(pattern, re.IGNORECASE | re.DOTALL)
-    for pattern in (
-        rf"{_POLITE}(?:find|locate|detect|spot|ground|point (?:to|at)|show(?: me)?|draw a box around|box)\s+(?P<what>.+?)"
-        r"(?:\s+in (?:this|the) (?:image|picture|photo))?"
-        r"(?:,?\s*(?:and\s+)?(?:output|return|report|give)\b.{0,200}?(?:json|bbox|box|coordinates)\b.{0,60})?\s*[.!?]?",
-        r"where(?:\s+is|'s|\s+are)\s+(?P<what>.+?)(?:\s+in (?:this|the) (?:image|picture|photo))?\s*[.!?]?",
-        r"请?(?:帮我)?(?:在[图画][中里片]{0,2})?(?:定位|找到|找出|检测|框出|标出|圈出)(?:一下)?[图画]?(?P<what>.+?)[。！？.!?]?",
-        r"(?P<what>.+?)在(?:哪里|哪儿|哪)[。？?]?",
-    )
-)
-
-
-def phrase_of(text: str) -> str:
-    """Strip an instruction to the phrase it names; a phrase stays as it is.
-
-    >>> phrase_of("find the dog"), phrase_of("Where is the red cup?"), phrase_of("the dog")
-    ('the dog', 'the red cup', 'the dog')
-    >>> phrase_of("定位穿红衣服的人")
-    '穿红衣服的人'
-    """
-    stripped = text.strip()
-    for pattern in _INSTRUCTIONS:
-        match = pattern.fullmatch(stripped[:2000])
-        if match:
-            return match.group("what").strip()
-    return stripped
 
 
 def score_of(token_probabilities: Sequence[float]) -> float | None:
