@@ -270,3 +270,16 @@ def evaluate_predictions(
         "predictions are scored either against a prepared data set or against --references",
         hint=f"qwenft eval --predictions {predictions} --data …",
     )
+
+
+_HEADLINES: Mapping[Task, Callable[[Mapping[str, Any]], tuple[str, float | None]]] = {
+    "grounding": lambda s: ("Acc@0.5", s["positives"]["Acc@0.5"]),
+    "detection": lambda s: ("F1@0.5", s["F1@0.5"]),
+    "caption": lambda s: ("CIDEr", s["CIDEr"]),
+}
+
+
+def headline(scores: Mapping[str, Any]) -> tuple[str, float | None]:
+    """The one figure that a run's best adapter is chosen by: of the first task that was scored; None: not measured."""
+    task = next(task for task in TASKS if task in scores)
+    return _HEADLINES[task](scores[task])
