@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PROBE_TIMEOUT_S: Final = 10
 """How long the first question may take: after that the endpoint counts as unreachable."""
+README: Final = "README.md"
 _SHARD = re.compile(r"[-_.]\d{4,}-of-\d{4,}$")
 _SPLIT_WORDS = re.compile(
     r"^(train|training|val|valid|validation|dev|test|testing|eval)([AB]|[-_.].*)?$", re.IGNORECASE
@@ -61,7 +62,7 @@ def load_hub(
     access = open_hub(endpoint, send_token=send_token)
     with hub_errors(dataset_id, access, revision=revision), _library_errors(dataset_id):
         if offline():
-            return _load_cached(dataset_id, config, revision, splits, access)
+            return _load_cached(_Repository(dataset_id, revision or "", access), config, splits, emit)
         sizes = _ask(dataset_id, revision, access)
         # The prefix keeps `datasets` from taking a local folder of that name.
         layout = _Layout.found(f"hf://datasets/{dataset_id}", config, revision, access)
@@ -106,12 +107,12 @@ def _ask(dataset_id: str, revision: str | None, access: HubAccess) -> dict[str, 
 
     api = HfApi(endpoint=access.endpoint, token=access.token)
     info = api.dataset_info(dataset_id, revision=revision, timeout=PROBE_TIMEOUT_S, files_metadata=True)
-    found = {}
-    for file in info.siblings or ():
-        found[file.rfilename] = (file.size or 0, file.lfs.sha256 if file.lfs else "")
-    if f"{dataset_id.rsplit('/', maxsplit=1)[-1]}.py" in found:
+    files = {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else "") for file in info.siblings or ()}
+    if f"{dataset_id.rsplit('/', maxsplit=1)[-1]}.py" in files:
         raise _script(dataset_id)
-    return found
+    if README in files:  # a gated data set describes itself to everyone and refuses only its files
+        api.hf_hub_download(dataset_id, README, repo_type="dataset", revision=revision)
+    return files
 
 
 def _script(dataset_id: str) -> HubError:
@@ -133,13 +134,25 @@ class _Layout:
     files: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def found(cls, target: str, config: str | None, revision: str | None, access: HubAccess) -> "_Layout":
-        builder = _builder(target, config, revision, access)
+    def found(cls, target: str, config: str | None, revision: str | None, access: HubAccess, **more: Any) -> "_Layout":
+        builder = _builder(target, config, revision, access, **more)
         commit = str(builder.hash) if target.startswith("hf://") else ""
         known = builder.config.data_files or {}
         prefix = _base(target, commit)
         files = {str(split): tuple(str(name).removeprefix(prefix) for name in names) for split, names in known.items()}
         return cls(target, config, access, builder, commit, files)
+
+    @classmethod
+    def cached(cls, folder: Path, config: str | None, patterns: Mapping[str, Sequence[str]]) -> "_Layout":
+        """A folder of which only some splits are there (`patterns` names their files; empty: it is whole)."""
+        from datasets.info import DatasetInfosDict
+
+        access = HubAccess("", mirror=False, token=False)
+        layout = cls.found(str(folder), config, None, access, **({"data_files": patterns} if patterns else {}))
+        stated = DatasetInfosDict.from_directory(str(folder)).get(config or "default")
+        if patterns and stated is not None:
+            layout.builder.info.features = stated.features
+        return layout
 
     def choose(self, splits: Sequence[str]) -> tuple[str, ...]:
         return _choose(self.target.removeprefix("hf://datasets/"), self.files, splits)
@@ -175,16 +188,25 @@ def _builder(target: str, config: str | None, revision: str | None, access: HubA
     try:
         return datasets.load_dataset_builder(target, name=config, revision=revision, token=access.token, **more)
     except ValueError as error:
-        known = datasets.get_dataset_config_names(target, revision=revision, token=access.token)
+        known = _config_names(target, revision, access)
         shown = target.removeprefix("hf://datasets/")
         if config is None and len(known) > 1:
             names = ", ".join(known)
             raise HubError(f"{shown} has several parts: {names}", hint=f"--dataset {shown}:{known[0]}") from error
-        if config is not None and config not in known:
+        if config is not None and known and config not in known:
             raise HubError(f"{shown} has no part {config!r}", hint=nearest(config, known)) from error
         raise HubError(
             f"{shown} cannot be read as a data set: {_line(error)}", hint="--debug shows the cause"
         ) from error
+
+
+def _config_names(target: str, revision: str | None, access: HubAccess) -> list[str]:
+    import datasets
+
+    try:
+        return list(datasets.get_dataset_config_names(target, revision=revision, token=access.token))
+    except ValueError:  # nothing could be made of its files at all; the first error says why
+        return []
 
 
 def _choose(source: str, known: Iterable[str], splits: Sequence[str]) -> tuple[str, ...]:
@@ -227,17 +249,12 @@ def _fetch_file(repo: _Repository, name: str, sha256: str, meter: type[Any]) -> 
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=repo.access.endpoint, token=repo.access.token)
-    for force in (False, True):
-        stored = api.hf_hub_download(
-            repo.dataset_id,
-            name,
-            repo_type="dataset",
-            revision=repo.commit,
-            force_download=force,
-            tqdm_class=meter,
-        )
+    for _ in range(2):
+        stored = api.hf_hub_download(repo.dataset_id, name, repo_type="dataset", revision=repo.commit, tqdm_class=meter)
         if _sound(Path(stored), sha256):
             return
+        Path(stored).resolve().unlink()  # the blob; then the link to it
+        Path(stored).unlink(missing_ok=True)
     raise HubError(
         f"{name} of {repo.dataset_id} arrived broken twice from {repo.access.endpoint}",
         hint=f"ask another endpoint: --hf-endpoint {MIRROR if repo.access.endpoint == PUBLIC_HUB else PUBLIC_HUB}",
@@ -279,21 +296,44 @@ def _sound(path: Path, sha256: str) -> bool:
     return True
 
 
-def _load_cached(
-    dataset_id: str, config: str | None, revision: str | None, splits: Sequence[str], access: HubAccess
-) -> HubData:
+def _load_cached(repo: _Repository, config: str | None, splits: Sequence[str], emit: Emit) -> HubData:
     """HF_HUB_OFFLINE=1: the files that the cache holds, opened as the folder they are."""
     from huggingface_hub import snapshot_download
 
-    folder = Path(snapshot_download(dataset_id, repo_type="dataset", revision=revision, local_files_only=True))
-    try:
-        data = load_folder(folder, splits, config=config)
-    except HubError as error:
+    revision = repo.commit or None
+    stored = snapshot_download(repo.dataset_id, repo_type="dataset", revision=revision, local_files_only=True)
+    folder = Path(stored)
+    present, absent = _stated_splits(folder, config)
+    lacking = [split for split in splits or (*present, *absent) if split in absent]
+    if lacking:
         raise HubError(
-            f"HF_HUB_OFFLINE is set, and the cache holds only a part of {dataset_id} ({error})",
-            hint="name a split that was fetched (--split), or fetch the rest with HF_HUB_OFFLINE=0",
-        ) from error
-    return HubData(data.splits, folder.name, access.endpoint, data.files)
+            f"HF_HUB_OFFLINE is set, and the cache holds no {', '.join(lacking)} of {repo.dataset_id}",
+            hint=f"--split {next(iter(present))}" if present else "fetch it once with HF_HUB_OFFLINE=0",
+        )
+    layout = _Layout.cached(folder, config, present if absent else {})
+    data = layout.open(layout.choose(splits), emit)
+    emit(note(f"HF_HUB_OFFLINE is set: {', '.join(data.splits)} of {repo.dataset_id} come from the cache"))
+    return HubData(data.splits, folder.name, repo.access.endpoint, data.files)
+
+
+def _stated_splits(folder: Path, config: str | None) -> tuple[dict[str, list[str]], list[str]]:
+    """From the README's list of files: split -> patterns of what is here, and the splits of which nothing is here."""
+    from datasets.data_files import sanitize_patterns
+    from huggingface_hub import DatasetCard
+
+    if not (folder / README).is_file():
+        return {}, []
+    parts = DatasetCard.load(folder / README).data.to_dict().get("configs") or []
+    chosen = [part for part in parts if config in (part.get("config_name"), None)][:1]
+    present: dict[str, list[str]] = {}
+    absent = []
+    for part in chosen:
+        for split, patterns in sanitize_patterns(part.get("data_files") or {}).items():
+            inside = [str(Path(part.get("data_dir") or "") / pattern) for pattern in patterns]
+            here = any(next(folder.glob(pattern), None) for pattern in inside)
+            present.update({str(split): inside} if here else {})
+            absent.extend([] if here else [str(split)])
+    return present, absent
 
 
 def _load_file(path: Path, splits: Sequence[str]) -> HubData:
