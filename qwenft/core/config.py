@@ -116,6 +116,25 @@ class TrainConfig(BaseModel):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which all but `null` is text: pydantic reads the numbers, so `2e-4` is one and a name may be `007`."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: kept
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    if (kept := [rule for rule in rules if rule[0] == "tag:yaml.org,2002:null"])
+}
+
+
+def _parse(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
+
+
 PATH_KEYS = ("data", "model")
 """Keys whose relative paths start at the YAML file they stand in."""
 
@@ -150,7 +169,7 @@ def make_config(values: Mapping[str, Any], origin: str) -> TrainConfig:
 
 def _from_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        value = _parse(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path.absolute()} does not exist", hint="configs/ of the project has examples") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -173,7 +192,7 @@ def _split_override(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"expected key=value, got {text!r}", hint=nearest(text, TrainConfig.model_fields))
     try:
-        return key.strip(), yaml.safe_load(value)
+        return key.strip(), _parse(value)
     except yaml.YAMLError:
         return key.strip(), value
 

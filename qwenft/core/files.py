@@ -9,12 +9,16 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from qwenft.core.errors import DataError
 
 STREAM_BYTES = 64 * 1024 * 1024
-"""A JSON array larger than this is read as a stream (ijson) and never held whole."""
+"""A JSON array larger than this is read as a stream, item by item, and never held whole."""
+CHUNK_CHARACTERS = 1024 * 1024
+"""How much of a stream is read at once, and how much of it is kept behind the place where it is read."""
+MAX_ITEM_CHARACTERS = 64 * 1024 * 1024
+"""No item of a stream is longer: what does not end by then is broken."""
 
 NESTED_KEYS = ("data", "annotations", "samples", "rows", "items", "train")
 """Where an object that is no record itself may keep its records."""
@@ -84,8 +88,12 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} does not exist") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise _broken(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: broken JSON ({_odd(error)})") from error
 
 
 def read_records(path: Path) -> Iterator[Record]:
@@ -95,13 +103,13 @@ def read_records(path: Path) -> Iterator[Record]:
     A BOM, CRLF and blank lines are fine.  Raises DataError with line and column at the first broken place.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist")
+        raise DataError(f"{path} is a folder" if path.is_dir() else f"{path} does not exist")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes)", hint="was its download or copy interrupted?")
     with path.open("rb") as file:
         first = _first_byte(file)
         if first == b"[" and path.stat().st_size > STREAM_BYTES:
-            yield from _stream_array(path, file)
+            yield from _stream_array(path)
             return
     if first == b"[":
         yield from _items(path, read_json(path))
@@ -128,7 +136,7 @@ def _lines_or_object(path: Path) -> Iterator[Record]:
     try:
         json.loads(first_line)
         is_jsonl = more
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         is_jsonl = more and first_line.rstrip().endswith("}")  # a broken first line of JSONL, not a document's opening
     if is_jsonl:
         yield from _jsonl(path)
@@ -148,6 +156,8 @@ def _jsonl(path: Path) -> Iterator[Record]:
                     value = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise _broken(path, error, line=number) from error
+                except (ValueError, RecursionError) as error:
+                    raise DataError(f"{path}, line {number}: broken JSON ({_odd(error)})") from error
                 if not isinstance(value, dict):
                     raise DataError(f"{path}, line {number}: expected an object, found {type(value).__name__}")
                 yield Record(f"line {number}", value)
@@ -162,21 +172,91 @@ def _items(path: Path, array: list[Any]) -> Iterator[Record]:
         yield Record(f"item {number}", value)
 
 
-def _stream_array(path: Path, file: BinaryIO) -> Iterator[Record]:
-    import ijson
+class _Window:
+    """A moving window over a text file: what the stream reader looks at, and where that stands in the file."""
 
-    try:
-        for number, value in enumerate(ijson.items(file, "item", use_float=True), 1):
-            if not isinstance(value, dict):
-                raise DataError(f"{path}, item {number}: expected an object, found {type(value).__name__}")
-            yield Record(f"item {number}", value)
-    except ijson.JSONError as error:
-        raise DataError(f"{path} is broken JSON: {error}") from error
+    def __init__(self, file: TextIO) -> None:
+        self._file, self.text, self.at, self.whole = file, "", 0, False
+        self._line, self._column = 1, 0
+
+    def peek(self) -> str:
+        """Step over white space; the character that stands there, or "" at the end of the file."""
+        while True:
+            while self.at < len(self.text):
+                if not self.text[self.at].isspace():
+                    return self.text[self.at]
+                self.at += 1
+            if not self.more():
+                return ""
+
+    def more(self) -> bool:
+        """Read on, as much again as is held; False at the end of the file."""
+        passed = self.text[: self.at]
+        self._line += passed.count("\n")
+        self._column = len(passed) - passed.rfind("\n") - 1 + (0 if "\n" in passed else self._column)
+        self.text, self.at = self.text[self.at :], 0
+        read = self._file.read(max(CHUNK_CHARACTERS, len(self.text)))
+        self.text += read
+        return bool(read)
+
+    def item(self) -> Any:
+        """Read the value that stands here.  Raises JSONDecodeError where there is none."""
+        while True:
+            try:
+                value, self.at = json.JSONDecoder().raw_decode(self.text, self.at)
+            except json.JSONDecodeError:
+                if len(self.text) - self.at > MAX_ITEM_CHARACTERS or not self.more():
+                    raise
+            else:
+                return value
+
+    def broken(self, path: Path, error: json.JSONDecodeError) -> DataError:
+        """The error with its place in the file, not in the window."""
+        column = error.colno + (self._column if error.lineno == 1 else 0)
+        return _broken(path, error, line=self._line + error.lineno - 1, column=column)
 
 
-def _broken(path: Path, error: json.JSONDecodeError, line: int | None = None) -> DataError:
-    where = f"line {line or error.lineno}, column {error.colno}"
-    trailing = error.doc[: error.pos].rstrip().endswith(",") and error.doc[error.pos : error.pos + 1] in "]}"
+def _stream_array(path: Path) -> Iterator[Record]:
+    """Item by item, by the same json module as everywhere: the same values, and an error with its line and column."""
+    with path.open(encoding="utf-8-sig") as file:
+        window, number, ends = _Window(file), 0, ","
+        try:
+            window.peek()  # the array's [
+            window.at += 1
+            if window.peek() == "]":
+                ends = "]"
+            while ends == ",":
+                number += 1
+                window.peek()
+                value = window.item()
+                if not isinstance(value, dict):
+                    raise DataError(f"{path}, item {number}: expected an object, found {type(value).__name__}")
+                yield Record(f"item {number}", value)
+                ends = window.peek()
+                if ends not in (",", "]") or not ends:
+                    raise json.JSONDecodeError("Expecting ',' delimiter", window.text, window.at)
+                window.at += ends == ","
+            window.at += 1
+            if window.peek():
+                raise json.JSONDecodeError("Extra data", window.text, window.at)
+        except json.JSONDecodeError as error:
+            raise window.broken(path, error) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text: {error.reason} near item {number}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, item {number}: broken JSON ({_odd(error)})") from error
+
+
+def _odd(error: Exception) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def _broken(path: Path, error: json.JSONDecodeError, line: int = 0, column: int = 0) -> DataError:
+    where = f"line {line or error.lineno}, column {column or error.colno}"
+    before, after = error.doc[max(0, error.pos - 1000) : error.pos].rstrip(), error.doc[error.pos : error.pos + 1]
+    trailing = (
+        before.endswith(",") and after in ("]", "}")
+    ) or "trailing comma" in error.msg  # the latter from 3.13 on
     hint = "remove the comma before the closing bracket" if trailing else "mend the file there, or export it again"
     return DataError(f"{path}, {where}: broken JSON ({error.msg})", hint=hint)
 
@@ -189,6 +269,7 @@ def whole_folder(path: Path, *, keep: str = "") -> Iterator[Path]:
     interruption, so that the next try finds what the last one already made there; else it is removed.
     A folder that stands at `path` already is replaced only at the very end.
     """
+    path = path.resolve() if path.is_symlink() else path  # its staging folder must lie on the same disk
     staging = path.with_name(f".{path.name}.partial")
     if not keep and staging.exists():
         shutil.rmtree(staging)
@@ -207,13 +288,18 @@ def whole_folder(path: Path, *, keep: str = "") -> Iterator[Path]:
 
 def replace_folder(new: Path, path: Path) -> None:
     """Put folder `new` at `path`; what stood there is removed only after the new one stands."""
-    old = path.with_name(f".{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     target = path.resolve() if path.is_symlink() else path
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         target.rename(old)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new.rename(target)
+    try:
+        new.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -72,6 +72,13 @@ class Contract:
         except (KeyError, TypeError) as error:
             raise ModelError(f"{path.absolute()} is not whole: {error}") from error
 
+    def with_budget(self, min_pixels: int | None, max_pixels: int | None) -> "Contract":
+        """The same contract with another pixel budget; None keeps its own.  Raises ModelError if it is upside down."""
+        changed = replace(self, min_pixels=min_pixels or self.min_pixels, max_pixels=max_pixels or self.max_pixels)
+        if changed.min_pixels > changed.max_pixels:
+            raise ModelError(f"min_pixels {changed.min_pixels} is over max_pixels {changed.max_pixels}")
+        return changed
+
     def check(self, other: "Contract") -> None:
         """Compare with the model that was loaded.  Raises ModelError naming the field that differs."""
         for name in ("config_sha256", "weights_sha256", "coordinates", "answer"):
@@ -131,20 +138,23 @@ class Run:
         return (self.adapter / CONTRACT_FILE).is_file() and any(e["event"] == "finished" for e in self.read_events())
 
     def read_events(self) -> Iterator[dict[str, Any]]:
-        """The events so far; a torn last line is left out."""
+        """The events so far; a line that a crash tore is left out."""
         if not self.events.is_file():
             return
-        with self.events.open(encoding="utf-8") as file:
+        with self.events.open(encoding="utf-8", errors="replace") as file:  # a torn line may end within a character
             for line in file:
                 try:
-                    yield json.loads(line)
+                    event = json.loads(line)
                 except json.JSONDecodeError:
-                    return
+                    continue
+                if isinstance(event, dict) and "event" in event:
+                    yield event
 
     def append_event(self, event: Event) -> None:
-        """Append one whole line."""
-        with self.events.open("a", encoding="utf-8") as file:
-            file.write(to_line(dict(event)) + "\n")
+        """Append one whole line, in one write; a line that a crash tore before it is closed first."""
+        with self.events.open("a+b") as file:
+            torn = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            file.write(b"\n" * torn + f"{to_line(dict(event))}\n".encode())
 
 
 def new_run(root: Path, name: str | None, data_name: str) -> Run:

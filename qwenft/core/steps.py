@@ -47,18 +47,18 @@ def count_updates(
     for name, value in (("n", n), ("bs", bs), ("num-gpus", num_gpus), ("accum", accum), ("epochs", epochs)):
         if not math.isfinite(value) or value <= 0:
             raise UsageError(f"--{name} must be over 0, got {value}", hint="qwenft steps --n 8000 --bs 4")
-    if max_steps is not None and max_steps <= 0:
+    if max_steps is not None and not 0 < max_steps < math.inf:  # NaN fails it too
         raise UsageError(f"--max-steps must be over 0, got {max_steps}", hint="leave it out to train whole epochs")
     batch = bs * num_gpus
-    batches = n // batch if drop_last else math.ceil(n / batch)
+    batches = n // batch if drop_last else -(-n // batch)
     if batches == 0:
         what = f"{bs} x {num_gpus} GPUs = {batch}" if num_gpus > 1 else str(bs)
         raise UsageError(
             f"0 updates: the {n} samples do not fill one batch of {what}, and --drop-last drops a part of a batch",
             hint=f"leave out --drop-last, or use --bs {max(1, n // num_gpus)} or less",
         )
-    per_epoch = math.ceil(batches / accum)
-    by_epochs = math.ceil(epochs * per_epoch)
+    per_epoch = -(-batches // accum)
+    by_epochs = math.ceil(epochs * per_epoch)  # in floats, as the Trainer: 0.07 x 100 gives 8
     divisor = str(bs) if num_gpus == 1 else f"({bs} x {num_gpus})"
     formula = f"ceil({'floor' if drop_last else 'ceil'}({n} / {divisor}) / {accum}) x {epochs:g}"
     formula = f"{formula if float(epochs).is_integer() else f'ceil({formula})'} = {by_epochs}"
