@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwenft.core.steps import count_updates as count_updates
     from qwenft.demo.demo import run_demo as run_demo
-    from qwenft.evaluate.score import evaluate_run as evaluate_run
+    from qwenft.evaluate.run import evaluate_run as evaluate_run
     from qwenft.predict.find import find as find
     from qwenft.prepare.build import prepare_dataset as prepare_dataset
     from qwenft.train.launch import train_adapter as train_adapter
@@ -18,11 +18,14 @@ _PUBLIC = {
     "prepare_dataset": "qwenft.prepare.build",
     "train_adapter": "qwenft.train.launch",
     "find": "qwenft.predict.find",
-    "evaluate_run": "qwenft.evaluate.score",
+    "evaluate_run": "qwenft.evaluate.run",
     "count_updates": "qwenft.core.steps",
     "run_demo": "qwenft.demo.demo",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [  # noqa: PLE0604 - the names of _PUBLIC are strings
+    "__version__",
+    *_PUBLIC,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """What a command's body tells its caller while it works: events, and their plain lines."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,3 +27,123 @@ def note(text: str) -> Event:
 def warning(text: str) -> Event:
     """Something that the user should look at, though the work goes on."""
     return {"event": "warning", "text": text}
+
+
+EVERY_S = 30.0
+EVERY_SHARE = 0.1
+
+
+class PlainLines:
+    """Events as plain lines for a log or a pipe: no control character, a step each 10 % or 30 s."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._total = 0
+        self._last: dict[str, tuple[float, float]] = {}
+        """What was said last of each stage: share done, time."""
+
+    def lines(self, event: Event) -> list[str]:
+        """The lines that an event is worth; none for one that is not due."""
+        kind = event["event"]
+        if kind == "plan":
+            self._total = event["updates"]["total"]
+        if kind == "progress":
+            total = event["total"]
+            if not self._due(event["what"], event["done"] / total if total else 0.0):
+                return []
+            return [f"{event['what']}: {event['done']:,}" + (f" of {total:,}" if total else "")]
+        if kind == "step" and not self._due("step", event["step"] / max(self._total, 1)):
+            return []
+        describe = _DESCRIBED.get(kind)
+        return describe(event, self._total).splitlines() if describe else []
+
+    def _due(self, what: str, share: float) -> bool:
+        said, at = self._last.get(what, (None, 0.0))
+        now = self._clock()
+        if said is not None and share >= said and share < 1 and share - said < EVERY_SHARE and now - at < EVERY_S:
+            return False
+        self._last[what] = (share, now)
+        return True
+
+
+def plan_rows(plan: Event) -> list[tuple[str, str]]:
+    """The plan as (what, value) rows for people."""
+    data, batch, updates, lora = plan["data"], plan["batch"], plan["updates"], plan["lora"]
+    tokens, memory = plan["image_tokens"], plan["memory_gib"]
+    modules = ", ".join(f"{part} {count} modules" for part, count in lora["modules"].items())
+    devices = f"{batch['devices']} device{'s' if batch['devices'] > 1 else ''}"
+    rows = [
+        ("devices", ", ".join(plan["devices"])),
+        ("data", f"{data['name']}, split {data['split']}: {data['samples']:,} samples, {data['pictures']:,} pictures"),
+        ("model", f"{plan['model']}, {lora['total'] / 1e6:,.1f} M parameters"),
+        ("LoRA", f"{modules}; {lora['trainable']:,} trainable ({lora['share']:.2%})"),
+        ("batch", f"{batch['batch_size']} x {devices} x {batch['accumulation']} accumulation = {batch['effective']}"),
+        ("updates", updates["formula"]),
+        ("image tokens", f"{tokens['min']} min, {tokens['median']} median, {tokens['max']} max"),
+        ("memory", f"about {memory['total']} GiB a device ({memory['assumes']})"),
+        ("evaluations", _steps_text(plan["evaluations"])),
+        ("checkpoints", _steps_text(plan["checkpoints"])),
+    ]
+    if data["absent"]:
+        rows.insert(2, ("", f"{data['absent']:,} of them are about something that is not in the picture"))
+    return rows
+
+
+def _steps_text(steps: list[int]) -> str:
+    if not steps:
+        return "none"
+    shown = ", ".join(str(step) for step in steps[:6])
+    return f"at step {shown}" + (f", … {steps[-1]} ({len(steps)} in all)" if len(steps) > 6 else "")
+
+
+def step_text(event: Event, total: int) -> str:
+    """A training step in one line."""
+    norm = event["grad_norm"]
+    return (
+        f"step {event['step']}/{total}  epoch {event['epoch']:.2f}  loss {_number(event['loss'])}"
+        f"  lr {event['learning_rate']:.2e}  grad norm {'-' if norm is None else _number(norm)}"
+        f"  {event['samples_per_s']:.1f} samples/s  {event['memory_gib']:.2f} GiB"
+    )
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4f}"
+
+
+def eval_text(event: Event) -> str:
+    """An evaluation in one line."""
+    value = "not measured" if event["value"] is None else f"{event['value']:.3f}"
+    which = " (the base model)" if event["step"] == 0 else ""
+    return (
+        f"step {event['step']}{which}: {event['metric']} {value} on {event['samples']} held-out samples, "
+        f"parse rate {event['parse_rate']:.3f}, {event['seconds']:.1f} s"
+    )
+
+
+def finished_text(event: Event) -> str:
+    """The end of a run in one line."""
+    text = f"finished: {event['steps']} updates in {event['seconds']:.1f} s"
+    if event["value"] is not None and event["baseline"] is not None:
+        text += f"; {event['metric']} {event['baseline']:.3f} -> {event['value']:.3f} (step {event['best_step']})"
+    return text
+
+
+def _stopped_text(event: Event) -> str:
+    where = event["checkpoint"] or "none was made yet"
+    return f"stopped at step {event['step']}; checkpoint: {where}"
+
+
+_DESCRIBED: Mapping[str, Callable[[Event, int], str]] = {
+    "note": lambda e, _: e["text"],
+    "warning": lambda e, _: f"warning: {e['text']}",
+    "plan": lambda e, _: "\n".join(f"{what:<13}{value}" for what, value in plan_rows(e)),
+    "run": lambda e, _: f"run {e['name']}: {e['path']}",
+    "step": step_text,
+    "eval": lambda e, _: eval_text(e),
+    "checkpoint": lambda e, _: f"checkpoint: {e['path']}",
+    "adapter": lambda e, _: f"adapter of step {e['step']}: {e['path']}",
+    "finished": lambda e, _: finished_text(e),
+    "stopping": lambda e, _: "stopping: a checkpoint is made first (Ctrl-C again ends at once)",
+    "stopped": lambda e, _: _stopped_text(e),
+    "stage": lambda e, _: f"\n[{e['number']}/{e['total']}] {e['title']}\n    {e['command']}",
+}

@@ -72,7 +72,7 @@ class Prediction:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Prediction":
-        """Read such a line; other keys are ignored.  Raises KeyError, TypeError, ValueError or DataError if it is none."""
+        """Read such a line; other keys are ignored.  Raises KeyError, TypeError, ValueError or DataError."""
         objects = []
         for item in value["objects"]:
             x1, y1, x2, y2 = (float(v) for v in item["bbox"])

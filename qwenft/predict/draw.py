@@ -1,0 +1,50 @@
+"""A picture with its boxes drawn, as a file."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from qwenft.core.errors import UsageError
+from qwenft.core.files import write_whole
+from qwenft.core.predictions import Detected
+
+FORMATS: Final = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+
+
+def draw_boxes(upright: Image.Image, objects: Sequence[Detected]) -> Image.Image:
+    """Return a copy of an RGB picture with each box (image px), its label and score drawn on it."""
+    if not objects:
+        return upright.copy()
+    import numpy as np
+    import supervision as sv
+
+    found = sv.Detections(
+        xyxy=np.array([item.box_xyxy for item in objects], dtype=float),
+        class_id=np.arange(len(objects)),
+    )
+    texts = [_caption(item) for item in objects]
+    side = max(upright.size)
+    thickness = max(1, round(side / 300))
+    picture = sv.BoxAnnotator(thickness=thickness).annotate(upright.copy(), found)
+    labels = sv.RichLabelAnnotator(font_size=max(10, round(side / 40)), text_padding=max(2, thickness))
+    return labels.annotate(picture, found, labels=texts)
+
+
+def _caption(item: Detected) -> str:
+    label = item.label if len(item.label) <= 40 else item.label[:39] + "…"
+    return label if item.score is None else f"{label} {item.score:.2f}".strip()
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture by its suffix, whole or absent.  Raises UsageError for a suffix that is not in FORMATS."""
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise UsageError(
+            f"--save {path}: cannot write {path.suffix or 'no suffix'}", hint=f"one of {', '.join(FORMATS)}"
+        )
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=95)
+    write_whole(path, buffer.getvalue())

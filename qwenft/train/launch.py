@@ -1,0 +1,213 @@
+"""The body of `train`: the parent that starts the worker, follows its events and stops it cleanly; no torch."""
+
+import contextlib
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any, Final
+
+from qwenft.core.config import TrainConfig
+from qwenft.core.devices import Devices, choose_devices
+from qwenft.core.errors import FAMILY, QwenftError, RunError
+from qwenft.core.events import Emit, PlainLines, ignore
+from qwenft.core.files import write_json
+from qwenft.core.runs import Run, new_run
+from qwenft.core.samples import open_dataset
+
+_CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+POLL_S: Final = 0.1
+TAIL_LINES: Final = 15
+
+
+def train_adapter(
+    config: TrainConfig, *, root: Path | None = None, demo: bool = False, dry_run: bool = False, emit: Emit = ignore
+) -> Run:
+    """Train an adapter in a process of its own and return its run.
+
+    root: where data/ and runs/ lie; None: the current folder.  demo: runs/latest stays where it points.
+    dry_run: ends after the `plan` event; the run returned has no folder.
+    Raises the error that ended the worker; KeyboardInterrupt after a Ctrl-C that it ended cleanly by a checkpoint.
+    """
+    base = (root or Path.cwd()).absolute()
+    devices = choose_devices(config.gpus)
+    dataset = open_dataset(config.data, base)
+    dataset.samples(dataset.train)  # a broken line is found before torch is loaded
+    run = new_run(base, config.name, dataset.name)
+    with tempfile.TemporaryDirectory(prefix="qwenft-") as folder:
+        channel = Path(folder) / "events.jsonl"
+        channel.touch()
+        job = Path(folder) / "job.json"
+        write_json(
+            job,
+            {
+                "config": config.model_dump(mode="json"), "data": str(dataset.path), "run": str(run.path),
+                "devices": asdict(devices), "channel": str(channel), "demo": demo, "dry_run": dry_run,
+            },
+        )  # fmt: skip
+        _Worker(job, channel, devices, run, emit).follow()
+    return run
+
+
+class _Worker:
+    """One worker, from its start to its end."""
+
+    def __init__(self, job: Path, channel: Path, devices: Devices, run: Run, emit: Emit) -> None:
+        self.channel = channel
+        self.run = run
+        self.emit = emit
+        self.error: QwenftError | None = None
+        self.stopped: dict[str, Any] | None = None
+        self._plain = PlainLines()
+        self._pending: list[str] = []
+        """Lines for train.log that came before the run's folder."""
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._offset = 0
+        # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then stops the worker in order.
+        self.process = subprocess.Popen(
+            _command(job, devices),
+            env={**os.environ, **devices.environment(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        threading.Thread(target=self._read, args=(self.process.stdout,), daemon=True).start()
+
+    def _read(self, stream: IO[bytes]) -> None:
+        for raw in stream:
+            self._lines.put(_CONTROL.sub("", raw.decode(errors="replace").rsplit("\r", 1)[-1]).rstrip())
+
+    def follow(self) -> None:
+        """Hand events on until the worker ends.  Raises what ended it."""
+        with _sigterm_as_exception():
+            try:
+                self._until_end()
+            except (KeyboardInterrupt, _TerminatedError) as reason:
+                self._stop(signal.SIGINT if isinstance(reason, KeyboardInterrupt) else signal.SIGTERM)
+                if isinstance(reason, _TerminatedError):
+                    raise SystemExit(128 + signal.SIGTERM) from None
+                raise
+            except BaseException:
+                self._kill()
+                raise
+        self._verdict()
+
+    def _until_end(self) -> None:
+        while self.process.poll() is None:
+            self._drain(POLL_S)
+        self._drain(POLL_S)
+
+    def _drain(self, wait_s: float) -> None:
+        with contextlib.suppress(queue.Empty):
+            line = self._lines.get(timeout=wait_s)
+            while True:
+                if line:
+                    self._tail.append(line)
+                    self._log(f"[worker] {line}")
+                line = self._lines.get_nowait()
+        for event in self._new_events():
+            self._take(event)
+
+    def _new_events(self) -> Iterator[dict[str, Any]]:
+        with self.channel.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            yield json.loads(line)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event["event"] == "error":
+            self.error = FAMILY.get(event["kind"], QwenftError)(event["message"], hint=event["hint"])
+        if event["event"] == "stopped":
+            self.stopped = event
+        for line in self._plain.lines(event):
+            self._log(line)
+        self.emit(event)
+
+    def _log(self, line: str) -> None:
+        """Keep train.log; what comes before the run's folder waits for it."""
+        self._pending.append(line)
+        if self.run.path.is_dir():
+            with self.run.log.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{text}\n" for text in self._pending))
+            self._pending.clear()
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Ask for a checkpoint and the end; a second Ctrl-C ends at once."""
+        self.emit({"event": "stopping", "signal": int(number)})
+        self._signal(number)
+        try:
+            self._until_end()
+        except (KeyboardInterrupt, _TerminatedError):
+            self._kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def _kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        self.process.wait()
+
+    def _verdict(self) -> None:
+        status = self.process.returncode
+        if self.error is not None:
+            raise self.error
+        if status == 0:
+            return
+        if self.stopped is not None:
+            raise RunError(
+                f"the worker was stopped by signal {self.stopped['signal']} at step {self.stopped['step']}",
+                hint=f"its checkpoint: {self.stopped['checkpoint']}",
+            )
+        tail = "\n".join(f"  {line}" for line in self._tail)
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        killed = "; the system may have been out of memory" if status == -signal.SIGKILL else ""
+        where = (
+            f"the whole of it: {self.run.log}"
+            if self.run.path.is_dir()
+            else "it ended before the run's folder was made"
+        )
+        raise RunError(f"the training process {how}{killed}. Its last lines:\n{tail}", hint=where)
+
+
+def _command(job: Path, devices: Devices) -> list[str]:
+    worker = ["-m", "qwenft.train.worker", str(job)]
+    if devices.processes == 1:
+        return [sys.executable, *worker]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices.processes}"]
+    return [sys.executable, *launcher, *worker]
+
+
+class _TerminatedError(Exception):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def _sigterm_as_exception() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # a notebook's thread: signals are not ours there
+        yield
+        return
+
+    def caught(number: int, frame: object) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, caught)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
