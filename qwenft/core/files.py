@@ -130,7 +130,7 @@ def _first_byte(file: BinaryIO) -> bytes:
 
 def _lines_or_object(path: Path) -> Iterator[Record]:
     """A file that starts with `{`: JSONL if its first line is a whole object and more follow, else one document."""
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:  # only a look: reading it is strict
         first_line = next((line for line in file if line.strip()), "")
         more = any(line.strip() for line in file)
     try:
@@ -227,7 +227,8 @@ def _stream_array(path: Path) -> Iterator[Record]:
                 ends = "]"
             while ends == ",":
                 number += 1
-                window.peek()
+                if window.peek() == "]":
+                    raise json.JSONDecodeError("Illegal trailing comma", window.text, window.at)
                 value = window.item()
                 if not isinstance(value, dict):
                     raise DataError(f"{path}, item {number}: expected an object, found {type(value).__name__}")
