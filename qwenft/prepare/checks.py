@@ -196,7 +196,8 @@ def _row_problem(row: RawRow, stored: Stored, rules: Rules) -> tuple[Reason, str
     if not row.boxes:
         return None
     declared = _declared(row, rules.sizes)
-    if rules.sizes.trusted and declared is not None and declared not in (stored.image_wh, stored.file_wh):
+    in_px = rules.convention is not None and "_" not in rules.convention
+    if in_px and rules.sizes.trusted and declared is not None and declared not in (stored.image_wh, stored.file_wh):
         return Reason.SIZE_DIFFERS, f"{_x(declared)} is declared, the picture is {_x(stored.image_wh)}"
     if stored.orientation != 1 and rules.frame == "undecided":
         return Reason.ORIENTATION_UNDECIDED, f"EXIF orientation {stored.orientation}"

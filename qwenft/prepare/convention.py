@@ -79,7 +79,7 @@ def misfit(numbers: Box, reading: str, image_wh: Size) -> str:
     >>> misfit((10, 20, 5, 50), "xyxy", (100, 100)), misfit((10, 20, 5, 50), "xywh", (100, 100))
     ('x2 <= x1', '')
     """
-    if "_" not in reading and max(abs(n) for n in numbers) <= 1:
+    if not reading.endswith("_norm") and max(abs(n) for n in numbers) <= 1:
         return "all numbers are at most 1"
     x1, y1, x2, y2 = to_xyxy(numbers, reading, image_wh)
     width, height = image_wh
@@ -119,12 +119,12 @@ def decide(observed: Sequence[Observed], readings: Sequence[str] = tuple(CONVENT
     if not observed:
         raise ValueError("no boxes to decide by")
     evidence = weigh(observed, readings)
-    best = min(item.refuted for item in evidence)
+    candidates = _candidates(evidence, observed)
+    best = min(item.refuted for item in candidates)
     if best > (1 - MIN_FIT) * len(observed):
         raise DataError(_none_fits(evidence, len(observed)), hint=f"--bbox-format {_fittest(evidence).reading}")
     margin = max(1, math.ceil(DIRTY_SHARE * len(observed)))
-    left = [item.reading for item in evidence if item.refuted < best + margin]
-    left = _without_unlikely_thousandths(left, observed)
+    left = [item.reading for item in candidates if item.refuted < best + margin]
     if len(left) > 1 and not _same_boxes(left, observed):
         raise DataError(_undecided(left, observed), hint=" or ".join(f"--bbox-format {name}" for name in left))
     return Verdict(left[0], "found by refutation", len(observed), evidence)
@@ -156,15 +156,18 @@ def _fittest(evidence: Sequence[Evidence]) -> Evidence:
     return min(evidence, key=_failures)
 
 
-def _without_unlikely_thousandths(left: list[str], observed: Sequence[Observed]) -> list[str]:
-    """0-1000 fits nearly all that pixels fit, so it needs a sign of its own: large pictures, no number over 1000."""
-    others = [name for name in left if name != "xyxy_1000"]
-    if not others or len(others) == len(left):
-        return left
-    large = [item for item in observed if max(item.image_wh) > 1000]
-    if len(large) * 2 > len(observed) and all(max(item.numbers) <= 1000 for item in large):
-        return left
-    return others
+def _candidates(evidence: Sequence[Evidence], observed: Sequence[Observed]) -> list[Evidence]:
+    """All readings, but 0-1000 only where the numbers look like it.
+
+    Under 0-1000 nearly anything fits, so no dirty row ever speaks against it.  But boxes spread over a frame of 1000
+    would pass the sides of a smaller picture about as often as that frame passes the picture: where they hardly do, the
+    numbers are pixels.
+    """
+    pixels = next((item for item in evidence if item.reading == "xyxy"), None)
+    expected = sum(1 - min(1, w / 1000) * min(1, h / 1000) for w, h in (item.image_wh for item in observed))
+    if pixels is None or expected < 1 or pixels.refuted >= expected / 2:
+        return list(evidence)
+    return [item for item in evidence if item.reading != "xyxy_1000"]
 
 
 def _same_boxes(readings: Sequence[str], observed: Sequence[Observed]) -> bool:
@@ -190,7 +193,7 @@ def _undecided(left: Sequence[str], observed: Sequence[Observed]) -> str:
     lines = [f"the {total:,} boxes fit more than one convention ({', '.join(left)}). Look at three rows under each:"]
     for name in left:
         lines.append(f"  {name}")
-        for item in observed[:3]:
+        for item in list({item.numbers: item for item in reversed(observed)}.values())[:-4:-1]:
             box = _numbers(to_xyxy(item.numbers, name, item.image_wh))
             size = f"{item.image_wh[0]} x {item.image_wh[1]}"
             lines.append(f"    {item.where}: {_numbers(item.numbers)} -> x1, y1, x2, y2 = {box} of {size} px")

@@ -73,7 +73,7 @@ def _caption(sample: Sample) -> str:
         return sample.query or "" if sample.objects else f"{sample.query} (not in this picture)"
     if sample.task == "caption":
         return sample.captions[0]
-    return f"{len(sample.objects)} objects"
+    return f"{len(sample.objects)} object{'' if len(sample.objects) == 1 else 's'}"
 
 
 def _with_caption(picture: Image.Image, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:

@@ -24,7 +24,10 @@ def files_in(path: Path) -> dict[str, Path]:
         match = SPLIT_WORD.search(path.stem.lower())
         return {match.group(1) if match else WHOLE: path} if path.suffix.lower() in SUFFIXES else {}
     found = [file for file in sorted(path.glob("*")) if file.suffix.lower() in SUFFIXES and file.name not in NO_DATA]
-    return {file.stem: file for file in found} if len(found) != 1 else files_in(found[0])
+    words = [match.group(1) if (match := SPLIT_WORD.search(file.stem.lower())) else file.stem for file in found]
+    if len(found) == 1:
+        return files_in(found[0])
+    return dict(zip(words if len(set(words)) == len(found) else [file.stem for file in found], found, strict=True))
 
 
 def matches(path: Path) -> bool:

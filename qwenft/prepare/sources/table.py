@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from qwenft.core.errors import DataError
 from qwenft.core.events import Emit
@@ -14,11 +14,16 @@ from qwenft.prepare.sources.records import PEEKED, unused_note
 if TYPE_CHECKING:
     from datasets import Dataset
 
+SAVED: Final = ("dataset_dict.json", "state.json")
+"""What `save_to_disk` leaves."""
+
 
 def matches(path: Path) -> bool:
     """Whether it is a parquet file, or a folder with parquet files or a card that lists data files."""
     if path.is_file():
         return path.suffix.lower() == ".parquet"
+    if any((path / name).is_file() for name in SAVED):
+        return True
     return any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")) or _card_lists_files(path / "README.md")
 
 
@@ -30,7 +35,7 @@ def open_folder(path: Path, request: Request, emit: Emit) -> Source:
     """Read a local hub-style folder or a parquet file."""
     from qwenft.prepare.sources.hub import load_folder
 
-    data = load_folder(path, request.splits)
+    data = load_folder(path, request.splits, emit=emit)
     about = {"path": str(path.absolute())}
     return make_source("table", about, data.splits, request, path if path.is_dir() else path.parent)
 
@@ -67,30 +72,20 @@ def make_source(
     """Tell the columns from the features and the first rows.  Pictures stay undecoded: their own bytes are kept."""
     if not tables or not any(len(table) for table in tables.values()):
         raise DataError(f"{about.get('id') or about.get('path')} has no rows")
-    shut = {split: _undecoded(table) for split, table in tables.items()}
-    first = [row for table in shut.values() for row in islice(table, PEEKED)]
-    features = next(iter(shut.values())).features
+    first = [row for table in tables.values() for row in islice(table, PEEKED)]
+    features = next(iter(tables.values())).features
     names = _names(features)
     layout = find_layout(first, request.columns, request.task, str(about.get("id") or about.get("path")), names)
-    total = sum(min(len(table), request.limit or len(table)) for table in shut.values())
+    total = sum(min(len(table), request.limit or len(table)) for table in tables.values())
     one_query = layout.columns.get("query") != "answer"
     return Source(
         kind=kind,
         about={**about, "columns": list(features)},
-        splits=tuple(shut),
-        rows=lambda: _rows(shut, layout, request, folder),
+        splits=tuple(tables),
+        rows=lambda: _rows(tables, layout, request, folder),
         total=total if one_query else None,
         notes=unused_note(layout),
     )
-
-
-def _undecoded(table: "Dataset") -> "Dataset":
-    from datasets import Image
-
-    for name, feature in table.features.items():
-        if isinstance(feature, Image):
-            table = table.cast_column(name, Image(decode=False))
-    return table
 
 
 def _names(feature: Any) -> Sequence[str]:
