@@ -27,7 +27,7 @@ PART_NAMES = ("language", "merger", "vision")
 class TrainConfig(BaseModel):
     """Everything a training run depends on.  README's table and the saved config.yaml are printed from here."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     data: str | None = None
     """Prepared data set: a folder, or its name under data/. Unset: the only one under data/."""
