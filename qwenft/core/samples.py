@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -83,6 +83,9 @@ class Sample:
         task = value["task"]
         if task not in TASKS:
             raise ValueError(f"unknown task {task!r}")
+        image = PurePosixPath(str(value["image"]))
+        if image.is_absolute() or ".." in image.parts:
+            raise ValueError(f"the picture {str(image)!r} leaves the data set's folder")
         objects = tuple(
             SceneObject(_box(item["bbox"]), str(item.get("label", "")), bool(item.get("crowd", False)))
             for item in value.get("objects", ())
