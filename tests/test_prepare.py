@@ -2,11 +2,15 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback_hub import environment, serving
 from PIL import Image
 from prepare_inputs import DATA, corners, good_rows, lines, picture, write_coco, write_records
 
@@ -91,6 +95,26 @@ def test_refcocog_gives_68_samples_with_the_boxes_of_an_independent_reading(tmp_
     assert data.manifest.bbox["convention"] == "xyxy"
     assert len(stored(data)) == len(pictures)
     assert_whole(data)
+
+
+def test_the_hub_data_set_of_that_name_gives_the_same_through_an_endpoint(tmp_path: Path) -> None:
+    """In a process of its own: the endpoint is bound when huggingface_hub is imported."""
+    source = refcocog(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from qwenft.prepare.build import prepare_dataset\n"
+        "prepare_dataset('Kangheng/refcocog', root=Path(sys.argv[1]), hf_endpoint=sys.argv[2])"
+    )
+    with serving({"datasets/Kangheng/refcocog": source}) as hub:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
+        env = clean | environment(hub.url, tmp_path / "home")
+        subprocess.run([sys.executable, "-c", code, tmp_path / "hub", hub.url], env=env, check=True, timeout=120)
+        commit = hub.commit("datasets/Kangheng/refcocog")
+    fetched, local = PreparedDataset.open(tmp_path / "hub" / "data" / "refcocog"), prepare(source, tmp_path)
+    assert all_samples(fetched) == all_samples(local)
+    assert stored(fetched) == stored(local)
+    about = fetched.manifest.source
+    assert (about["kind"], about["id"], about["revision"]) == ("hub", "Kangheng/refcocog", commit)
+    assert any(note.startswith("Kangheng/refcocog is a benchmark") for note in fetched.manifest.notes)
 
 
 def test_a_benchmark_without_train_split_gets_one_from_val_and_says_so(tmp_path: Path) -> None:
@@ -199,7 +223,7 @@ def test_a_picture_that_stands_in_two_splits_is_reported(tmp_path: Path) -> None
     events: list[Any] = []
     data = prepare(tmp_path / "set", tmp_path, emit=events.append)
     warned = [e["text"] for e in events if e["event"] == "warning"]
-    assert warned == ["1 pictures stand in both train and val (1 with the same question): scores on val are too good"]
+    assert warned == ["1 picture in both train and val (1 with the same question): scores on val are too good"]
     found = next(c for c in data.manifest.checks if c["check"] == "no picture in two splits")
     assert found["result"] == "warning" and found["pairs"][0]["pictures"] == 1
 
@@ -288,7 +312,7 @@ def test_an_interrupted_prepare_leaves_nothing_finished_and_goes_on_from_its_pic
         prepare(tmp_path / "set", tmp_path, emit=stop)
     assert not (tmp_path / "data" / "set").exists()
     data = prepare(tmp_path / "set", tmp_path)
-    assert "100 pictures were there already, from an interrupted prepare" in data.manifest.notes
+    assert "100 pictures from an interrupted prepare used again" in data.manifest.notes
     assert data.manifest.counts["samples"] == 120
     assert_whole(data)
 

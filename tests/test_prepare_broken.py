@@ -254,7 +254,7 @@ def test_where_no_row_can_be_used_the_reasons_are_counted_and_a_way_is_named(tmp
     write_records(
         tmp_path / "set", [{**row, "image": f"gone/{n}.png"} for n, row in enumerate(good_rows(tmp_path / "x"))]
     )
-    with pytest.raises(DataError, match="none of the 10 rows") as caught:
+    with pytest.raises(DataError, match="none of 10 rows") as caught:
         prepare(tmp_path / "set", tmp_path)
     assert "10 x the picture is not there, e.g. train.jsonl, line 1" in str(caught.value)
     assert "--columns image=NAME" in caught.value.hint

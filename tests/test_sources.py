@@ -103,6 +103,13 @@ def test_pictures_may_lie_in_images_beside_the_file(tmp_path: Path) -> None:
     assert len(samples_of(prepare(tmp_path / "set" / "train.jsonl", tmp_path))) == 10
 
 
+def test_a_file_in_annotations_reaches_the_pictures_beside_that_folder(tmp_path: Path) -> None:
+    rows = good_rows(tmp_path / "set" / "images")
+    write_records(tmp_path / "set" / "annotations", [{**r, "image": f"../images/{r['image']}"} for r in rows])
+    data = prepare(tmp_path / "set" / "annotations" / "train.jsonl", tmp_path)
+    assert data.name == "set" and len(samples_of(data)) == 10
+
+
 def test_one_json_array_is_read_like_lines(tmp_path: Path) -> None:
     rows = good_rows(tmp_path / "set")
     (tmp_path / "set" / "boxes.json").write_text(json.dumps({"data": rows}), encoding="utf-8-sig")

@@ -14,7 +14,7 @@ from qwenft.core.samples import PreparedDataset, Sample, as_task
 from qwenft.prepare import checks, convention, splits, write
 from qwenft.prepare.checks import Frame, Rules, Taken
 from qwenft.prepare.pictures import PictureError, PictureStore
-from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Reason, Request, Source
+from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Reason, Request, Source, counted
 from qwenft.prepare.sources import HubOptions, Target, open_source, resolve
 
 REPORT_EVERY = 50
@@ -233,7 +233,7 @@ def _build(staging: Path, name: str, source: Source, *, request: Request, option
     settled = _settle([item for _, item in found.taken], source, options)
     result = _assemble(found, settled, source, name)
     if not any(result.by_split.values()):
-        raise _nothing_left(result.bad_rows, found.rows_read)
+        raise _nothing_left(result.bad_rows, found.rows_read, source.kind)
     origin = str(source.about.get("id") or source.about["path"])
     division = splits.divide(result.by_split, val_fraction=options.val_fraction, seed=options.seed, source=origin)
     counts = _counts(found, result, division, source)
@@ -298,17 +298,20 @@ def _check_books(counts: Mapping[str, int]) -> None:
         )
 
 
-def _nothing_left(bad_rows: Sequence[BadRow], rows_read: int) -> DataError:
-    lines = [f"none of the {rows_read:,} rows can be used:"]
+def _nothing_left(bad_rows: Sequence[BadRow], rows_read: int, kind: str) -> DataError:
+    lines = [f"none of {counted(rows_read, 'row')} can be used:"]
     for reason, number in Counter(bad.reason for bad in bad_rows).most_common(5):
         example = next(bad for bad in bad_rows if bad.reason == reason)
         lines.append(f"  {number:,} x {EXPLANATIONS[reason]}, e.g. {example.where}: {example.detail}")
     first = bad_rows[0].reason if bad_rows else None
-    return DataError("\n".join(lines), hint=_HINTS.get(first, "mend the source, then prepare it again"))
+    hint = _HINTS.get(first, "mend the source, then prepare it again")
+    if first is Reason.PICTURE_MISSING and kind == "records":
+        hint += ", or name their column: --columns image=NAME"
+    return DataError("\n".join(lines), hint=hint)
 
 
 _HINTS: Mapping[Any, str] = {
-    Reason.PICTURE_MISSING: "put the pictures beside the file or in images/, or name the column: --columns image=NAME",
+    Reason.PICTURE_MISSING: "put the pictures beside the file or in images/",
     Reason.PICTURE_OUTSIDE: "qwenft prepare --follow-links … takes pictures outside the folder",
     Reason.ORIENTATION_UNDECIDED: "qwenft prepare --exif upright … if drawn in a viewer, else --exif stored",
 }

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from qwenft.core.boxes import CONVENTIONS, Box, Size, to_xyxy
 from qwenft.core.errors import DataError
+from qwenft.prepare.rows import counted
 
 TOLERANCE_PX: Final = 1.0
 """How far a box may leave its picture: annotation tools round and some count from 1."""
@@ -165,7 +166,7 @@ def _candidates(evidence: Sequence[Evidence], observed: Sequence[Observed]) -> l
     """
     pixels = next((item for item in evidence if item.reading == "xyxy"), None)
     expected = sum(1 - min(1, w / 1000) * min(1, h / 1000) for w, h in (item.image_wh for item in observed))
-    if pixels is None or expected < 1 or pixels.refuted >= expected / 2:
+    if pixels is None or expected < 0.5 or pixels.refuted >= expected / 2:
         return list(evidence)
     return [item for item in evidence if item.reading != "xyxy_1000"]
 
@@ -189,8 +190,8 @@ def _none_fits(evidence: Sequence[Evidence], total: int) -> str:
 
 
 def _undecided(left: Sequence[str], observed: Sequence[Observed]) -> str:
-    total = len(observed)
-    lines = [f"the {total:,} boxes fit more than one convention ({', '.join(left)}). Look at three rows under each:"]
+    boxes, names = counted(len(observed), "box", "boxes"), ", ".join(left)
+    lines = [f"{boxes} fit more than one convention ({names}). Look at three rows under each:"]
     for name in left:
         lines.append(f"  {name}")
         for item in list({item.numbers: item for item in reversed(observed)}.values())[:-4:-1]:

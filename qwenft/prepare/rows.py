@@ -13,6 +13,15 @@ WHOLE = "all"
 """Name of the split of a source that names none."""
 
 
+def counted(number: int, word: str, several: str = "") -> str:
+    """A number and its noun.
+
+    >>> counted(1, "picture"), counted(4896, "box", "boxes")
+    ('1 picture', '4,896 boxes')
+    """
+    return f"{number:,} {word if number == 1 else several or word + 's'}"
+
+
 class Reason(StrEnum):
     """Why a row or an object stands in rejected.jsonl; the text for people is in EXPLANATIONS."""
 

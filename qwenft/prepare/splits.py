@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from qwenft.core.samples import Role, Sample
-from qwenft.prepare.rows import WHOLE
+from qwenft.prepare.rows import WHOLE, counted
 
 NAMES: Final[Mapping[str, str]] = {
     "training": "train",
@@ -97,7 +97,7 @@ def _division_notes(
     left = f"; {', '.join(others)} left alone" if others else ""
     whole = "the rows" if parent == WHOLE else parent
     notes = [
-        f"the source has {lacks}: {whole} divided by picture into train ({len(train):,} samples) and "
+        f"the source has {lacks}: {whole} divided by picture into train ({counted(len(train), 'sample')}) and "
         f"val ({len(held):,}){left}"
     ]
     if not held:

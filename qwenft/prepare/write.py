@@ -14,7 +14,7 @@ from qwenft.core.samples import SCHEMA_VERSION, Manifest, Sample, SplitInfo
 from qwenft.prepare import preview
 from qwenft.prepare.checks import Frame, Sizes
 from qwenft.prepare.convention import MIN_FIT, Verdict
-from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Source
+from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Source, counted
 from qwenft.prepare.splits import Division, overlaps
 
 Said = tuple[Literal["note", "warning"], str]
@@ -54,16 +54,16 @@ def _notes(report: Report) -> Iterator[Said]:
         yield (
             "note",
             (
-                f"{report.turned:,} pictures are stored turned (EXIF) and were rewritten upright; "
+                f"{counted(report.turned, 'picture')} stored turned (EXIF), now rewritten upright; "
                 f"their boxes are meant {_FRAMES[report.frame]} ({_votes(report.exif_votes)})"
             ),
         )
     if report.converted:
-        yield "note", f"{report.converted:,} pictures with 16 bits a channel were rewritten with 8"
+        yield "note", f"{counted(report.converted, 'picture')} with 16 bits a channel, now rewritten with 8"
     if report.reused:
-        yield "note", f"{report.reused:,} pictures were there already, from an interrupted prepare"
+        yield "note", f"{counted(report.reused, 'picture')} from an interrupted prepare used again"
     if report.limit is not None:
-        yield "note", f"only the first {report.limit:,} rows of each split were read (--limit)"
+        yield "note", f"no more than the first {counted(report.limit, 'row')} of each split read (--limit)"
     yield from (("note", text) for text in report.division.notes)
 
 
@@ -89,8 +89,8 @@ def _warnings(report: Report) -> Iterator[Said]:
         yield (
             "warning",
             (
-                f"{number:,} rows show pictures that are stored turned (EXIF), and nothing tells which way up their "
-                "boxes are meant: say --exif upright (drawn in a viewer) or --exif stored"
+                f"{counted(number, 'row')} with pictures stored turned (EXIF) rejected: nothing tells which way up "
+                "their boxes are meant: say --exif upright (drawn in a viewer) or --exif stored"
             ),
         )
     if sizes.exchanged:
@@ -109,15 +109,15 @@ def _warnings(report: Report) -> Iterator[Said]:
         yield (
             "warning",
             (
-                f"{shared.pictures:,} pictures stand in both {shared.one} and {shared.other} "
+                f"{counted(shared.pictures, 'picture')} in both {shared.one} and {shared.other} "
                 f"({shared.questions:,} with the same question): scores on {shared.other} are too good"
             ),
         )
     if report.reasons:
         counts = report.counts
         table = ", ".join(f"{reason} {number:,}" for reason, number in report.reasons.most_common())
-        objects = f" and {counts['objects_rejected']:,} objects" if counts["objects_rejected"] else ""
-        yield "warning", f"{counts['rejected']:,} of {counts['rows_read']:,} rows{objects} rejected: {table}"
+        objects = f" and {counted(counts['objects_rejected'], 'object')}" if counts["objects_rejected"] else ""
+        yield "warning", f"{counts['rejected']:,} of {counted(counts['rows_read'], 'row')}{objects} rejected: {table}"
 
 
 def write_dataset(

@@ -56,7 +56,7 @@ def _files(folder: Path) -> list[Path]:
 
 def open_source(path: Path, request: Request) -> Source:
     """Read the annotations (whole: they are joined by id) and describe the source."""
-    root = path if path.is_dir() else path.parent.parent if path.parent.name == "annotations" else path.parent
+    root = root_of(path)
     files = _files(path) if path.is_dir() else [path]
     documents = {file: _read(file) for file in files}
     captions = [file for file in files if is_captions(documents[file])]
@@ -80,6 +80,13 @@ def open_source(path: Path, request: Request) -> Source:
         notes=tuple(notes),
         loose_objects=tuple(_loose(by_split, request)),
     )
+
+
+def root_of(path: Path) -> Path:
+    """The folder that a source's pictures must not leave: `annotations/` has its pictures beside itself."""
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.absolute().parent.name == "annotations" else path.parent
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from qwenft.core.files import read_records
 from qwenft.core.phrases import phrase_of
 from qwenft.prepare.columns import Place, picture_of
 from qwenft.prepare.rows import BadRow, PictureFile, RawBox, RawRow, Reason, Request, Row, Source
+from qwenft.prepare.sources.coco import root_of
 from qwenft.prepare.sources.records import PEEKED, files_in, first_record, narrowed, place_of
 
 HUMAN: Final = frozenset({"human", "user"})
@@ -33,7 +34,7 @@ def matches(path: Path) -> bool:
 def open_source(path: Path, request: Request) -> Source:
     """Tell the task from the first answers and describe the source."""
     files = narrowed(files_in(path), request, path)
-    root = path if path.is_dir() else path.parent
+    root = root_of(path)
     first = [record.value for file in files.values() for record in islice(read_records(file), PEEKED)]
     task = request.task or _task(first)
     if task is None:

@@ -9,7 +9,7 @@ from qwenft.core.errors import DataError, nearest
 from qwenft.core.files import Record, read_records
 from qwenft.prepare.columns import Layout, Place, find_layout, read_record
 from qwenft.prepare.rows import WHOLE, Request, Row, Source
-from qwenft.prepare.sources.coco import SPLIT_WORD
+from qwenft.prepare.sources.coco import SPLIT_WORD, root_of
 
 SUFFIXES: Final = (".jsonl", ".json", ".ndjson")
 PEEKED: Final = 200
@@ -38,7 +38,7 @@ def matches(path: Path) -> bool:
 def open_source(path: Path, request: Request) -> Source:
     """Tell the columns from the first records and describe the source.  Raises DataError where they cannot be told."""
     files = narrowed(files_in(path), request, path)
-    root = path if path.is_dir() else path.parent
+    root = root_of(path)
     first = [record.value for file in files.values() for record in islice(read_records(file), PEEKED)]
     if not first:
         raise DataError(f"{path.absolute()} holds no records")
