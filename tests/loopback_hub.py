@@ -1,14 +1,17 @@
 """A hub on 127.0.0.1 that speaks the hub's protocol for data sets and models, with faults to switch on.
 
-Written from what huggingface_hub 2.4 and datasets 5.2 ask for and how they read the answer.  Never compared with the live
-hub, so these are assumptions: the 302 to another host for large files (with X-Linked-Etag and X-Linked-Size); 401 with
-X-Error-Code RepoNotFound for an id that is missing or private when no token is sent; the gated answer (description open,
-files 401 or 403 with GatedRepo); a 429 without RateLimit headers; the field names of /tree, /paths-info and ?blobs; no
-pagination; no Xet transfer itself (only its headers); mirrors are taken to be the same protocol at another address.
+Written from what huggingface_hub 2.4 and datasets 5.2 ask for and how they read the answer.  Never compared with the
+live hub, so these are assumptions: the 302 to another host for large files (with X-Linked-Etag and X-Linked-Size); 401
+with X-Error-Code RepoNotFound for an id that is missing or private when no token is sent; the gated answer (description
+open, files 401 or 403 with GatedRepo); a 429 without RateLimit headers; the field names of /tree, /paths-info and
+?blobs; no pagination; no Xet transfer itself (only its headers); a mirror is the same protocol at another address.
 """
 
 import hashlib
+import io
 import json
+import random
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,24 +43,24 @@ class Seen:
 
 @dataclass
 class Faults:
-    """What goes wrong.  Names are file names as they stand in a repository."""
+    """What goes wrong, by repository (`owner/name`) or by file (`owner/name/path/in/it`)."""
 
     cut: set[str] = field(default_factory=set)
-    """Broken off in the middle, once each."""
+    """Files broken off in the middle, once each."""
     wrong_bytes: dict[str, int] = field(default_factory=dict)
-    """Served with flipped bytes (same length) so many times."""
-    status: int = 0
-    """Every request is answered with this HTTP status."""
-    busy: int = 0
-    """So many requests for files are answered with 429, then it goes on."""
+    """Files served with flipped bytes (same length) so many times."""
+    busy: dict[str, int] = field(default_factory=dict)
+    """Repositories of which so many requests for files are answered with 429; then it goes on."""
+    status: dict[str, int] = field(default_factory=dict)
+    """Repositories of which every request is answered with this HTTP status."""
     gated: set[str] = field(default_factory=set)
-    """Repositories (`owner/name`) whose files are refused."""
-    redirect: bool = False
-    """Large files lie on another host."""
-    xet: bool = False
-    """Large files carry the headers that lead a client to the Xet protocol."""
+    """Repositories that describe themselves and refuse their files."""
+    redirect: set[str] = field(default_factory=set)
+    """Repositories whose large files lie on another host."""
+    xet: set[str] = field(default_factory=set)
+    """Repositories whose large files carry the headers that lead a client to the Xet protocol."""
     no_hub: bool = False
-    """Answers like a web server that is no hub."""
+    """Everything is answered as by a web server that is no hub."""
     silent_s: float = 0
     """Waits so long before each answer."""
 
@@ -144,13 +147,10 @@ class LoopbackHub:
             kind, name = key.split("/", maxsplit=1)
             self._repositories[kind, name] = Repository(kind, name, folder)
         self._lock = threading.Lock()
-        self._servers = {
-            host: ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self, host)) for host in ("hub", "cdn")
-        }
+        self._servers = {host: _Server(("127.0.0.1", 0), partial(_Handler, self, host)) for host in ("hub", "cdn")}
 
     def __enter__(self) -> "LoopbackHub":
         for server in self._servers.values():
-            server.daemon_threads = True
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
@@ -171,34 +171,42 @@ class LoopbackHub:
         kind, name = key.split("/", maxsplit=1)
         return self._repositories[kind, name].commit
 
-    def fetched(self) -> list[str]:
-        """The files whose content went out, in order, by name in their repository."""
-        return [
-            unquote(item.path.split("/resolve/", 1)[1].split("/", 1)[1]) if "/resolve/" in item.path else item.path
-            for item in self.seen
-            if item.method == "GET" and ("/resolve/" in item.path or item.host == "cdn")
-        ]
+    def requests(self, repository: str = "") -> list[Seen]:
+        """What came in, in order; with a name only what concerns that repository."""
+        return [item for item in self.seen if f"/{repository}/" in f"{urlsplit(item.path).path}/"]
+
+    def fetched(self, repository: str) -> list[str]:
+        """The files of a repository whose content went out, in order, from either host."""
+        places = (f"/{repository}/resolve/", f"/{repository}/at/")
+        paths = [unquote(item.path) for item in self.requests(repository) if item.method == "GET"]
+        return [path.split(place, 1)[1].split("/", 1)[1] for path in paths for place in places if place in path]
 
     def note(self, seen: Seen) -> None:
         with self._lock:
             self.seen.append(seen)
 
-    def take(self, counter: str, name: str = "") -> bool:
+    def take(self, fault: set[str] | dict[str, int], name: str) -> bool:
         """Whether a fault that happens a limited number of times happens now."""
         with self._lock:
-            if counter == "cut" and name in self.faults.cut:
-                self.faults.cut.remove(name)
-                return True
-            if counter == "wrong_bytes" and self.faults.wrong_bytes.get(name, 0):
-                self.faults.wrong_bytes[name] -= 1
-                return True
-            if counter == "busy" and self.faults.busy:
-                self.faults.busy -= 1
-                return True
-        return False
+            if isinstance(fault, set):
+                happens = name in fault
+                fault.discard(name)
+            else:
+                happens = fault.get(name, 0) > 0
+                fault[name] = fault.get(name, 0) - 1
+            return happens
 
     def find(self, kind: str, name: str) -> Repository | None:
         return self._repositories.get((kind, name))
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is no news; anything else is a bug in here."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -228,19 +236,23 @@ class _Handler(BaseHTTPRequestHandler):
             threading.Event().wait(faults.silent_s)
         if faults.no_hub:
             return self._send(200, b"<html>hello</html>", {"Content-Type": "text/html"})
-        if faults.status:
-            return self._send(faults.status, b"{}", {"Retry-After": "7"} if faults.status == 429 else {})
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         query = parse_qs(urlsplit(self.path).query)
-        if parts[0] == "cdn":
-            repository = self.hub.find(parts[1], "/".join(parts[2:4]))
+        api = parts[0] == "api"
+        parts = parts[1:] if api else parts
+        kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
+        name, rest = "/".join(parts[:2]), parts[2:]
+        if name in faults.status:
+            status = faults.status[name]
+            return self._send(status, b"{}", {"Retry-After": "7"} if status == 429 else {})
+        if self.host == "cdn":  # /datasets/owner/name/at/<commit>/<file>
+            repository = self.hub.find(kind, name)
             assert repository is not None
-            return self._content(repository, "/".join(parts[4:]), {})
-        if parts[0] == "api" and len(parts) >= 4:
-            return self._api(parts[1], "/".join(parts[2:4]), parts[4:], query, body)
-        kind = parts.pop(0) if parts[0] == "datasets" else "models"
-        if len(parts) >= 5 and parts[2] == "resolve":
-            return self._resolve(kind, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+            return self._content(repository, "/".join(rest[2:]), {})
+        if api:
+            return self._api(kind, name, rest, query, body)
+        if len(rest) >= 3 and rest[0] == "resolve":
+            return self._resolve(kind, name, rest[1], "/".join(rest[2:]))
         return self._refuse(404, "")
 
     def _repository(self, kind: str, name: str, revision: str) -> Repository | None:
@@ -257,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _api(self, kind: str, name: str, rest: list[str], query: Mapping[str, list[str]], body: bytes) -> None:
         repository = self._repository(kind, name, rest[1] if len(rest) > 1 else "main")
         if repository is None:
-            return
+            return None
         if not rest or rest[0] == "revision":
             info = repository.info() | ({"gated": "auto"} if name in self.hub.faults.gated else {})
             return self._json(info)
@@ -277,7 +289,7 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if name in self.hub.faults.gated:
             return self._refuse(403 if self.headers.get("Authorization") else 401, "GatedRepo")
-        if self.hub.take("busy"):
+        if self.hub.take(self.hub.faults.busy, name):
             return self._send(429, b"", {"Retry-After": "0"})
         commit = {"X-Repo-Commit": repository.commit}
         if file not in repository.files:
@@ -287,27 +299,28 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{lfs["sha256"] if lfs else entry["oid"]}"', **commit}
         if lfs:
             headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(entry["size"])}
-        if lfs and self.hub.faults.xet:
+        if lfs and name in self.hub.faults.xet:
             route = f"{self.hub.url}/api/{kind}/{name}/xet-read-token/{repository.commit}"
             headers |= {"X-Xet-Hash": lfs["sha256"], "X-Xet-Refresh-Route": route}
-        if lfs and self.hub.faults.redirect:
-            location = f"{self.hub.address('cdn')}/cdn/{kind}/{name}/{file}"
+        if lfs and name in self.hub.faults.redirect:
+            location = f"{self.hub.address('cdn')}/{kind}/{name}/at/{repository.commit}/{file}"
             return self._send(302, b"", headers | {"Location": location})
         return self._content(repository, file, headers)
 
     def _content(self, repository: Repository, file: str, headers: Mapping[str, str]) -> None:
         content = repository.files[file]
-        if self.command == "GET" and self.hub.take("wrong_bytes", file):
+        getting, key = self.command == "GET", f"{repository.name}/{file}"
+        if getting and self.hub.take(self.hub.faults.wrong_bytes, key):
             content = bytes(255 - byte for byte in content)
         start, status, more = 0, 200, {"Accept-Ranges": "bytes"}
         wanted = self.headers.get("Range", "")
-        if wanted.startswith("bytes=") and self.command == "GET":
+        if wanted.startswith("bytes=") and getting:
             first, last = wanted.removeprefix("bytes=").split("-")
             start, status = int(first), 206
             end = int(last) + 1 if last else len(content)
             more["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
             content = content[start:end]
-        cut = self.command == "GET" and self.hub.take("cut", file)
+        cut = getting and self.hub.take(self.hub.faults.cut, key)
         self._send(status, content, {**headers, **more}, cut_at=len(content) // 2 if cut else None)
 
     def _json(self, value: object) -> None:
@@ -345,4 +358,46 @@ def environment(hub_url: str, home: Path, **more: str) -> dict[str, str]:
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
         **more,
+    }
+
+
+REFCOCOG = Path(__file__).parents[2] / "shared" / "data" / "hub" / "Kangheng" / "refcocog"
+
+
+def refcocog_folder(folder: Path) -> Path:
+    """Kangheng/refcocog's stand-in where the shared data lie beside the project, else a generated one of its schema."""
+    return REFCOCOG if REFCOCOG.is_dir() else make_refcocog(folder)
+
+
+def make_refcocog(folder: Path, **rows: int) -> Path:
+    """Write a data set with the columns of Kangheng/refcocog; rows: how many a split (default val=6, test=8)."""
+    import pyarrow
+    from pyarrow import parquet
+
+    counts = rows or {"val": 6, "test": 8}
+    text = {"dtype": "string", "_type": "Value"}
+    sizes = {"feature": {"dtype": "int64", "_type": "Value"}, "_type": "List"}
+    features = {"question_id": text, "image": {"_type": "Image"}, "image_size": sizes, "question": text, "bbox": text}
+    for split, count in counts.items():
+        table = pyarrow.Table.from_pylist([_refcocog_row(split, number) for number in range(count)])
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        parquet.write_table(table, folder / "data" / f"{split}-00000-of-00001.parquet")
+    listed = "".join(f"  - split: {split}\n    path: data/{split}-*\n" for split in counts)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  data_files:\n{listed}---\n")
+    return folder
+
+
+def _refcocog_row(split: str, number: int) -> dict[str, Any]:
+    from PIL import Image
+
+    picture = io.BytesIO()
+    noise = random.Random(f"{split}{number}").randbytes(160 * 120 * 3)
+    Image.frombytes("RGB", (160, 120), noise).save(picture, "PNG")
+    return {
+        "question_id": str(number),
+        "image": {"bytes": picture.getvalue(), "path": f"{split}{number}.png"},
+        "image_size": [160, 120],
+        "question": f"thing {number}",
+        "bbox": f"[{number}.5, 10.0, {number + 40}.25, 90.0]",
     }
