@@ -14,10 +14,12 @@ from loopback_hub import environment, serving
 from PIL import Image
 from prepare_inputs import DATA, corners, good_rows, lines, picture, write_coco, write_records
 
+from qwenft.core.boxes import smart_resize
 from qwenft.core.errors import DataError, UsageError
 from qwenft.core.files import sha256_of
 from qwenft.core.samples import PreparedDataset, Sample
 from qwenft.prepare.build import prepare_dataset
+from qwenft.prepare.preview import round_trip
 
 
 def prepare(source: Path, root: Path, **options: Any) -> PreparedDataset:
@@ -311,9 +313,9 @@ def test_an_interrupted_prepare_leaves_nothing_finished_and_goes_on_from_its_pic
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "set", tmp_path, emit=stop)
     assert not (tmp_path / "data" / "set").exists()
-    data = prepare(tmp_path / "set", tmp_path)
-    assert "100 pictures from an interrupted prepare used again" in data.manifest.notes
-    assert data.manifest.counts["samples"] == 120
+    data = prepare(tmp_path / "set", tmp_path, limit=40)
+    assert "40 pictures from an interrupted prepare used again" in data.manifest.notes
+    assert data.manifest.counts["samples"] == 40
     assert_whole(data)
 
 
@@ -322,6 +324,16 @@ def test_the_source_is_never_changed(tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in source.rglob("*") if p.is_file()}
     prepare(source, tmp_path)
     assert {p: p.read_bytes() for p in source.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("image_wh", [(640, 480), (160, 1200), (4000, 3000)], ids=str)
+def test_a_preview_box_is_off_by_no_more_than_the_models_own_rounding(image_wh: tuple[int, int]) -> None:
+    width, height = image_wh
+    box = (width * 0.11, height * 0.23, width * 0.87, height * 0.71)
+    input_wh = smart_resize(image_wh, 3136, 1003520)
+    there_and_back = round_trip(box, image_wh)
+    for side, (before, after) in enumerate(zip(box, there_and_back, strict=True)):
+        assert abs(before - after) <= 0.5 * image_wh[side % 2] / input_wh[side % 2] + 1e-9
 
 
 def test_previews_show_pictures_of_each_split(tmp_path: Path) -> None:
