@@ -57,6 +57,12 @@ for name, call, arguments in json.loads(sys.stdin.read()):
             found = tables(hub.load_hub(**arguments, emit=events.append))
         elif call == "folder":
             found = tables(hub.load_folder(Path(arguments.pop("path")), **arguments))
+        elif call == "model":
+            from qwenft.core.hub import ask_model, hub_errors, open_hub
+            access = open_hub()
+            with hub_errors(arguments["name"], access, kind="model"):
+                ask_model(arguments["name"], access)
+            found = {}
         elif call == "chunk":
             import huggingface_hub.constants
             huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = arguments["bytes"]
@@ -295,11 +301,13 @@ def test_a_closed_port_fails_at_once_and_names_the_ways_out(tmp_path: Path) -> N
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        answer = run(JOBS_SCRIPT, url, tmp_path, given=[job("dead", "o/x")])["dead"]
-    assert answer["message"] == f"cannot reach {url} (Connection refused)"
-    assert "--hf-endpoint https://hf-mirror.com" in answer["hint"]
-    assert "HF_HUB_OFFLINE=1" in answer["hint"]
-    assert answer["seconds"] < FOUND_WITHIN_S
+        jobs = [job("data set", "o/x"), ("model", "model", {"name": "o/y"})]
+        answers = run(JOBS_SCRIPT, url, tmp_path, given=jobs)
+    for answer in answers.values():
+        assert answer["message"] == f"cannot reach {url} (Connection refused)"
+        assert "--hf-endpoint https://hf-mirror.com" in answer["hint"]
+        assert "HF_HUB_OFFLINE=1" in answer["hint"]
+        assert answer["seconds"] < FOUND_WITHIN_S
 
 
 def test_an_endpoint_that_never_answers_or_is_no_hub_does_not_hang(tmp_path: Path) -> None:
@@ -318,17 +326,17 @@ MODEL_SCRIPT = """
 import json, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
-from qwenft.core.hub import hub_errors, open_hub
-
-access = open_hub()  # first: it must stand before anything imports huggingface_hub
 import torch
 from published_model import make_published_model
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
+from qwenft.core.hub import ask_model, hub_errors, open_hub
 
 disable_progress_bar()
+access = open_hub()  # after huggingface_hub was imported, as in qwenft.model: the switches must still take effect
 folder, name = make_published_model(Path(sys.argv[1])), "Qwen/Qwen2.5-VL-3B-Instruct"
+ask_model(name, access)
 model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
     name, dtype="auto", token=access.token, output_loading_info=True
 )
@@ -357,9 +365,11 @@ def test_the_3b_model_loads_by_name_from_its_published_files(tmp_path: Path) -> 
     folder = tmp_path / "published"
     folder.mkdir()
     with serving({"models/Qwen/Qwen2.5-VL-3B-Instruct": folder}) as hub:  # the child writes it before it asks
+        hub.faults.xet = {"Qwen/Qwen2.5-VL-3B-Instruct"}
         quiet = {"TRANSFORMERS_VERBOSITY": "error", "HF_TOKEN": TOKEN}
         answer = run(MODEL_SCRIPT, hub.url, tmp_path / "home", str(folder), **quiet)
         assert {seen.token for seen in hub.seen} == {None}
+        assert [seen for seen in hub.seen if "xet-read-token" in seen.path] == []
         shards = [name for name in hub.fetched("Qwen/Qwen2.5-VL-3B-Instruct") if name.endswith(".safetensors")]
     assert sorted(shards) == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert answer["info"] == {key: [] for key in answer["info"]}

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qwenft.core.errors import DataError, HubError, nearest
 from qwenft.core.events import Emit, ignore, note, progress, warning
-from qwenft.core.hub import MIRROR, PUBLIC_HUB, SCRIPTS_HINT, HubAccess, hub_errors, offline, open_hub
+from qwenft.core.hub import MIRROR, PROBE_TIMEOUT_S, PUBLIC_HUB, SCRIPTS_HINT, HubAccess, hub_errors, offline, open_hub
 from qwenft.prepare.rows import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PROBE_TIMEOUT_S: Final = 10
-"""How long the first question may take: after that the endpoint counts as unreachable."""
 README: Final = "README.md"
 _SHARD = re.compile(r"[-_.]\d{4,}-of-\d{4,}$")
 _SPLIT_WORDS = re.compile(
