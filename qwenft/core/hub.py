@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 from qwenft.core.errors import HubError
+from qwenft.core.events import Emit, progress
 
 PUBLIC_HUB: Final = "https://huggingface.co"
 PROBE_TIMEOUT_S: Final = 10
@@ -212,6 +213,23 @@ class hub_errors:  # noqa: N801  (reads as the `with` statement it is)
 
     def _page(self) -> str:
         return f"{PUBLIC_HUB}/{'datasets/' if self.kind == 'data set' else ''}{self.repo}"
+
+
+def byte_meter(before: int, total: int, emit: Emit) -> type[Any]:
+    """The class of bar for one file: it draws nothing and tells how many bytes of all there are by now."""
+    from huggingface_hub.utils.tqdm import tqdm  # Xet uses much of a bar's interface, so it is a real one
+
+    class Meter(tqdm):
+        """Counts, although it is switched off.  Xet opens two for a file: each tells its own count."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += int(n or 0)
+            emit(progress("fetch", min(before + self.n, total), total))
+
+    return Meter
 
 
 def unreachable(access: HubAccess, reason: str) -> HubError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qwenft.core.answer import Prompts
+from qwenft.core.config import DEFAULT_MODEL
 from qwenft.core.errors import ModelError, RunError, nearest
 from qwenft.core.events import Event
 from qwenft.core.files import read_json, to_line, write_json
@@ -198,3 +199,55 @@ def point_latest(run: Run) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(run.path.name, target_is_directory=True)
     temporary.replace(link)
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """Which model answers: a base model, with the adapter of a run if there is one."""
+
+    model: str
+    run: Run | None = None
+    contract: Contract | None = None
+    """The adapter's."""
+    aside: Run | None = None
+    """The latest run where it was left aside, since it was trained on another model."""
+
+    @property
+    def adapter(self) -> Path | None:
+        """The adapter's folder."""
+        return self.run.adapter if self.run else None
+
+    def text(self) -> str:
+        """For people."""
+        if self.run:
+            return f"the run {self.run.name} answers, an adapter of {self.model}"
+        left = (
+            f"; the latest run {self.aside.name} is left aside: it was trained on another model" if self.aside else ""
+        )
+        return f"the base model {self.model} answers, without an adapter{left}"
+
+
+def choose_answerer(run: str | None, model: str | None, root: Path | None = None) -> Answerer:
+    """The run that is named; else the latest one, if `model` is unset or is what it was trained on; else a base model.
+
+    Raises RunError for a run that is not there or has no adapter yet, ModelError for a contract that is not whole.
+    """
+    base = root or Path.cwd()
+    chosen = open_run(run, base) if run is not None else latest_run(base)
+    if chosen is None:
+        return Answerer(model or DEFAULT_MODEL)
+    chosen = Run(chosen.path.resolve())  # `latest` may point elsewhere before this is over
+    if not (chosen.adapter / CONTRACT_FILE).is_file():
+        raise RunError(
+            f"the run {chosen.path} has no adapter yet: it is not finished",
+            hint="choose another --run, or train this one to its end",
+        )
+    contract = Contract.read(chosen.adapter)
+    if run is not None or model is None or _same_model(model, contract.base, base):
+        return Answerer(model or contract.base, chosen, contract)
+    return Answerer(model, aside=chosen)
+
+
+def _same_model(one: str, other: str, root: Path) -> bool:
+    paths = [root / Path(name).expanduser() for name in (one, other)]
+    return one == other or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))

@@ -6,12 +6,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from qwenft.core.config import DEFAULT_MODEL
-from qwenft.core.errors import RunError, UsageError
+from qwenft.core.errors import UsageError
 from qwenft.core.events import Emit, ignore, note, warning
 from qwenft.core.files import whole_folder, write_json, write_jsonl
 from qwenft.core.predictions import Prediction, Question
-from qwenft.core.runs import CONTRACT_FILE, Contract, Run, latest_run, open_run
+from qwenft.core.runs import Answerer, Contract, choose_answerer
 from qwenft.core.samples import PreparedDataset, Sample, open_dataset
 from qwenft.evaluate.score import compare_predictions, eyeless_baseline, score_predictions, scored_split
 
@@ -33,20 +32,6 @@ class EvalResult:
     def to_json(self) -> dict[str, Any]:
         """As `qwenft eval --json` prints it."""
         return {"folder": str(self.folder), **self.metrics}
-
-
-@dataclass(frozen=True, slots=True)
-class _Subject:
-    """Who answers: a base model, with the adapter of a run if there is one."""
-
-    model: str
-    run: Run | None = None
-    contract: Contract | None = None
-    """The adapter's."""
-
-    @property
-    def adapter(self) -> Path | None:
-        return self.run.adapter if self.run else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +89,8 @@ def evaluate_run(
         "gpus": gpus,
     }
     base = (root or Path.cwd()).absolute()
-    subject = _subject(run, model, base, emit)
+    subject = choose_answerer(run, model, base)
+    emit(note(subject.text()))
     exam = _exam(subject, data=data, split=split, limit=limit, root=base, emit=emit)
     answers = _let_answer(subject, exam, baseline=baseline, batch_size=batch_size, gpus=gpus, emit=emit)
     metrics = {**_metrics(subject, exam, answers), "inputs": inputs}
@@ -124,37 +110,12 @@ def spread(samples: Sequence[Sample], limit: int | None) -> tuple[Sample, ...]:
     return tuple(samples[number * len(samples) // limit] for number in range(limit))
 
 
-def _subject(run: str | None, model: str | None, root: Path, emit: Emit) -> _Subject:
-    """Choose who answers, and say so."""
-    chosen = open_run(run, root) if run is not None else latest_run(root)
-    if chosen is not None:
-        chosen = Run(chosen.path.resolve())  # `latest` may point elsewhere before this is over
-        if not (chosen.adapter / CONTRACT_FILE).is_file():
-            raise RunError(
-                f"the run {chosen.path} has no adapter yet: it is not finished",
-                hint="choose another --run, or train this one to its end",
-            )
-        contract = Contract.read(chosen.adapter)
-        if run is not None or model is None or _same_model(model, contract.base, root):
-            emit(note(f"the run {chosen.name} answers, an adapter of {contract.base}"))
-            return _Subject(model or contract.base, chosen, contract)
-        emit(note(f"the latest run {chosen.name} is left aside: it was trained on {contract.base}"))
-    base_model = model or DEFAULT_MODEL
-    emit(note(f"the base model {base_model} answers, without an adapter"))
-    return _Subject(base_model)
-
-
-def _same_model(one: str, other: str, root: Path) -> bool:
-    paths = [root / Path(name).expanduser() for name in (one, other)]
-    return one == other or (all(path.exists() for path in paths) and paths[0].samefile(paths[1]))
-
-
 def _base_name(model: str) -> str:
     return f"base-{Path(model).name or 'model'}"
 
 
 def _exam(
-    subject: _Subject, *, data: str | Path | None, split: str | None, limit: int | None, root: Path, emit: Emit
+    subject: Answerer, *, data: str | Path | None, split: str | None, limit: int | None, root: Path, emit: Emit
 ) -> _Exam:
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be over 0, got {limit}", hint="leave it out to score the whole split")
@@ -174,7 +135,7 @@ def _exam(
     return exam
 
 
-def _trained_on(subject: _Subject, samples: Sequence[Sample]) -> dict[str, int] | None:
+def _trained_on(subject: Answerer, samples: Sequence[Sample]) -> dict[str, int] | None:
     """How many of the pictures the adapter was trained on; None for a base model, of which nobody knows."""
     if subject.contract is None:
         return None
@@ -185,9 +146,9 @@ def _trained_on(subject: _Subject, samples: Sequence[Sample]) -> dict[str, int] 
 
 
 def _let_answer(
-    subject: _Subject, exam: _Exam, *, baseline: bool, batch_size: int | None, gpus: str | None, emit: Emit
+    subject: Answerer, exam: _Exam, *, baseline: bool, batch_size: int | None, gpus: str | None, emit: Emit
 ) -> _Answers:
-    predictor = _load_predictor(subject.model, subject.adapter, gpus)
+    predictor = _load_predictor(subject, gpus, emit)
     questions = [Question.of(sample, exam.dataset.path) for sample in exam.samples]
     ours = _as_written(predictor.answer(questions, batch_size=batch_size, emit=emit))
     theirs = None
@@ -200,10 +161,10 @@ def _let_answer(
     return _Answers(ours, theirs, predictor.contract)
 
 
-def _load_predictor(model: str, adapter: Path | None, gpus: str | None) -> "Predictor":
+def _load_predictor(subject: Answerer, gpus: str | None, emit: Emit) -> "Predictor":
     from qwenft.predict.generate import Predictor  # torch, transformers: seconds, so only here
 
-    return Predictor.load(model, adapter, gpus=gpus)
+    return Predictor.load(subject.model, subject.adapter, gpus=gpus, emit=emit)
 
 
 def _as_written(predictions: Iterable[Prediction]) -> list[Prediction]:
@@ -211,7 +172,7 @@ def _as_written(predictions: Iterable[Prediction]) -> list[Prediction]:
     return [Prediction.from_json(prediction.to_json()) for prediction in predictions]
 
 
-def _metrics(subject: _Subject, exam: _Exam, answers: _Answers) -> dict[str, Any]:
+def _metrics(subject: Answerer, exam: _Exam, answers: _Answers) -> dict[str, Any]:
     samples, theirs, contract = exam.samples, answers.baseline, answers.contract
     return {
         "data": exam.dataset.name,

@@ -1,29 +1,29 @@
 """Models: the base from safetensors, its hashes, LoRA by an anchored pattern, adapters and their contract."""
 
-import hashlib
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
-from transformers.utils.hub import cached_file
 
 from qwenft.core.answer import Prompts
 from qwenft.core.config import DEFAULT_MODEL, TINY
 from qwenft.core.errors import ModelError
+from qwenft.core.files import read_json, sha256_of
 from qwenft.core.runs import CONTRACT_FILE, Contract
+from qwenft.model.fetch import model_folder
 
 DEFAULT_MAX_PIXELS: Final = 1280 * 28 * 28
 """1280 tokens a picture, the upper end that the Qwen2.5-VL model card recommends; the processor's own is 16384."""
-TINY_FOLDER: Final = Path(__file__).parents[1] / "demo" / "assets" / "tiny"
 WEIGHT_INDEX: Final = "model.safetensors.index.json"
-WEIGHTS: Final = "model.safetensors"
+SINGLE_FILE: Final = "model.safetensors"
 
 # Anchored: a suffix list meant for the language model would hit the vision tower's gate/up/down_proj too
 # (huggingface/peft #2615, 2U1/Qwen2-VL-Finetune #193).
@@ -34,22 +34,16 @@ _LAYERS: Final = {
 }
 
 
-def model_path(name: str) -> str:
-    """Where a model lies: the embedded one for `tiny`, else the folder or hub id as it is."""
-    if name == TINY and not Path(name).is_dir():
-        return str(TINY_FOLDER)
-    return name
-
-
 def quiet_libraries() -> None:
-    """Keep transformers' own bars and advice out of our output; its errors still come through."""
+    """Keep the libraries' own bars and advice to developers out of our output; errors still come through."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
 
 def load_config(name: str) -> Any:
     """Read a model's architecture.  Raises ModelError if it is not there or no Qwen2.5-VL."""
-    config = _reading(name, lambda: AutoConfig.from_pretrained(model_path(name)))
+    config = _reading(name, lambda: AutoConfig.from_pretrained(model_folder(name, weights=False)))
     if config.model_type != "qwen2_5_vl":
         raise ModelError(
             f"{name} is a {config.model_type} model; qwenft trains Qwen2.5-VL", hint=f"--model {DEFAULT_MODEL}"
@@ -59,7 +53,7 @@ def load_config(name: str) -> Any:
 
 def load_processor(name: str) -> Any:
     """Load tokenizer, chat template and image processor; padding is ours."""
-    return _reading(name, lambda: AutoProcessor.from_pretrained(model_path(name)))
+    return _reading(name, lambda: AutoProcessor.from_pretrained(model_folder(name, weights=False)))
 
 
 def load_base(name: str, dtype: torch.dtype, device: torch.device | str) -> Qwen2_5_VLForConditionalGeneration:
@@ -68,7 +62,7 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str) -> Qwen
     model = _reading(
         name,
         lambda: Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            model_path(name), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+            model_folder(name), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
         ),
     )
     tokens = model.generation_config
@@ -89,12 +83,13 @@ def meta_model(config: Any) -> Qwen2_5_VLForConditionalGeneration:
 
 
 def _reading(name: str, read: Callable[[], Any]) -> Any:
+    """Read a model's files; what the library says of a broken one becomes ModelError."""
     try:
         return read()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"the model {name!r} cannot be loaded: {first}", hint=f"--model {DEFAULT_MODEL}, a folder, or tiny"
+            f"the model {name!r} cannot be loaded: {first}", hint=f"--model {DEFAULT_MODEL}, a folder, or {TINY}"
         ) from error
 
 
@@ -128,50 +123,39 @@ def load_adapter(base: Any, folder: Path) -> PeftModel:
     return model.eval()
 
 
-def base_contract(name: str) -> Contract:
-    """How a base model is asked, with the hashes of its files.  A contract in its folder beats the defaults."""
-    path = model_path(name)
-    given = Contract.read(Path(path)) if (Path(path) / CONTRACT_FILE).is_file() else None
-    processor = load_processor(name)
-    size = processor.image_processor.size
+def base_contract(name: str, *, weights: bool = True) -> Contract:
+    """How a base model is asked, with the hashes of its files.  A contract in its folder beats the defaults.
+
+    weights: False leaves the weights' hash empty and fetches none, for a plan.
+    """
+    folder = model_folder(name, weights=False)
+    given = Contract.read(folder) if (folder / CONTRACT_FILE).is_file() else None
+    size = load_processor(name).image_processor.size
     return Contract(
         base=name,
-        config_sha256=_config_hash(name),
-        weights_sha256=_weights_hash(name),
+        config_sha256=_config_hash(folder),
+        weights_sha256=_weights_hash(model_folder(name)) if weights else "",
         min_pixels=given.min_pixels if given else int(size["shortest_edge"]),
         max_pixels=given.max_pixels if given else min(int(size["longest_edge"]), DEFAULT_MAX_PIXELS),
         prompts=given.prompts if given else Prompts(),
     )
 
 
-def _config_hash(name: str) -> str:
+def _config_hash(folder: Path) -> str:
     """SHA-256 of config.json without what changes with the library or the copy."""
-    path = _file(name, "config.json")
-    if path is None:
-        raise ModelError(f"the model {name!r} has no config.json")
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = read_json(folder / "config.json")
     for key in ("transformers_version", "_name_or_path", "torch_dtype", "dtype"):
         value.pop(key, None)
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return sha256_of(json.dumps(value, sort_keys=True).encode())
 
 
-def _weights_hash(name: str) -> str:
+def _weights_hash(folder: Path) -> str:
     """SHA-256 of the weight index: which tensors there are and where; of a single file, their names and shapes."""
-    index = _file(name, WEIGHT_INDEX)
-    if index is not None:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return hashlib.sha256(json.dumps(weight_map, sort_keys=True).encode()).hexdigest()
-    single = _file(name, WEIGHTS)
-    if single is None:
-        raise ModelError(
-            f"the model {name!r} has no safetensors weights", hint="other formats can run code: convert it"
-        )
+    index, single = folder / WEIGHT_INDEX, folder / SINGLE_FILE
+    if index.is_file():
+        return sha256_of(json.dumps(read_json(index)["weight_map"], sort_keys=True).encode())
+    if not single.is_file():
+        raise ModelError(f"{folder} has no safetensors weights", hint="other formats can run code: convert it first")
     with safe_open(str(single), "pt") as file:
         shapes = {key: file.get_slice(key).get_shape() for key in sorted(file.keys())}
-    return hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-
-
-def _file(name: str, file: str) -> Path | None:
-    """A model's file in its folder or in the hub's cache (fetched if need be); None if it has none of that name."""
-    found = cached_file(model_path(name), file, _raise_exceptions_for_missing_entries=False)
-    return Path(found) if found else None
+    return sha256_of(json.dumps(shapes, sort_keys=True).encode())

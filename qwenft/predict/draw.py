@@ -7,7 +7,6 @@ from typing import Final
 
 from PIL import Image
 
-from qwenft.core.errors import UsageError
 from qwenft.core.files import write_whole
 from qwenft.core.predictions import Detected
 
@@ -39,12 +38,7 @@ def _caption(item: Detected) -> str:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture by its suffix, whole or absent.  Raises UsageError for a suffix that is not in FORMATS."""
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise UsageError(
-            f"--save {path}: cannot write {path.suffix or 'no suffix'}", hint=f"one of {', '.join(FORMATS)}"
-        )
+    """Write a picture in the format of its suffix (one of FORMATS), whole or absent."""
     buffer = io.BytesIO()
-    picture.save(buffer, kind, quality=95)
+    picture.save(buffer, FORMATS[path.suffix.lower()], quality=95)
     write_whole(path, buffer.getvalue())

@@ -2,49 +2,21 @@
 
 import glob
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qwenft.core.answer import Task, phrase_of
-from qwenft.core.config import DEFAULT_MODEL
 from qwenft.core.errors import DataError, UsageError
 from qwenft.core.events import Emit, ignore, note
 from qwenft.core.predictions import Prediction, Question
-from qwenft.core.runs import Contract, latest_run, open_run
+from qwenft.core.runs import choose_answerer
+from qwenft.predict.draw import FORMATS, draw_boxes, save_picture
 from qwenft.prepare.pictures import EXTENSIONS, open_upright
 
 if TYPE_CHECKING:
     from qwenft.predict.generate import Predictor
 
 PICTURE_SUFFIXES: Final = frozenset({".jpeg", ".tiff", *(f".{ending}" for ending in EXTENSIONS.values())})
-
-
-@dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """Which model answers."""
-
-    model: str
-    adapter: Path | None
-    run: str | None
-    """Name of the run whose adapter it is."""
-
-    def text(self) -> str:
-        """For people."""
-        return f"run {self.run}: its adapter on {self.model}" if self.run else f"the base model {self.model}"
-
-
-def choose_model(run: str | None, model: str | None, root: Path | None = None) -> ModelChoice:
-    """A run's adapter if a run is named, a base model if one is named, else the latest run, else the default base.
-
-    Raises RunError, ModelError, UsageError.
-    """
-    if run and model:
-        raise UsageError("--run and --model exclude each other: a run knows its base model", hint=f"--run {run}")
-    found = open_run(run, root) if run else None if model else latest_run(root)
-    if found is None:
-        return ModelChoice(model or DEFAULT_MODEL, None, None)
-    return ModelChoice(Contract.read(found.adapter).base, found.adapter, found.name)
 
 
 def find(
@@ -71,19 +43,17 @@ def find(
         _check_save(save, questions)
     for question in questions:
         open_upright(question.image)  # before the model is loaded: a wrong path must not cost half a minute
-    choice = choose_model(run, model, root)
-    emit(note(f"answering: {choice.text()}"))
+    chosen = choose_answerer(run, model, root)
+    emit(note(chosen.text()))
     from qwenft.predict.generate import Predictor
 
-    predictor = Predictor.load(choice.model, choice.adapter, gpus=gpus)
+    predictor = Predictor.load(chosen.model, chosen.adapter, gpus=gpus, emit=emit)
     return list(_answer(predictor, questions, batch_size, save, emit))
 
 
 def _answer(
     predictor: "Predictor", questions: Sequence[Question], batch_size: int | None, save: Path | None, emit: Emit
 ) -> Iterator[Prediction]:
-    from qwenft.predict.draw import draw_boxes, save_picture
-
     for prediction in predictor.answer(questions, batch_size=batch_size, emit=emit):
         if save is not None:
             path = save if save.suffix else save / f"{prediction.question.image.stem}-boxes.png"
@@ -138,6 +108,8 @@ def _expand(image: str | Path) -> list[Path]:
 
 
 def _check_save(save: Path, questions: Sequence[Question]) -> None:
+    if save.suffix and save.suffix.lower() not in FORMATS:
+        raise UsageError(f"--save {save}: cannot write {save.suffix}", hint=f"one of {', '.join(FORMATS)}, or a folder")
     if save.suffix and len(questions) > 1:
         raise UsageError(f"--save {save} is one file, but there are {len(questions)} pictures", hint="--save FOLDER")
     stems = [question.image.stem for question in questions]

@@ -16,6 +16,7 @@ from qwenft.core.errors import DeviceError
 from qwenft.core.events import Emit, ignore, progress, warning
 from qwenft.core.predictions import Detected, Prediction, Question
 from qwenft.core.runs import Contract
+from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import Encoded, Encoder, collate
 from qwenft.model.load import base_contract, load_adapter, load_base, load_processor, quiet_libraries
 
@@ -41,6 +42,7 @@ class Predictor:
         dtype: str = "auto",
         min_pixels: int | None = None,
         max_pixels: int | None = None,
+        emit: Emit = ignore,
     ) -> "Predictor":
         """Load a base model and, if given, an adapter on it; the adapter's contract is checked and obeyed.
 
@@ -50,6 +52,7 @@ class Predictor:
         """
         quiet_libraries()
         device, weights = torch_device(gpus, dtype)
+        model_folder(model, emit=emit)  # a download shows its progress
         contract = base_contract(model)
         if adapter is not None:
             trained = Contract.read(adapter)

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from qwenft.core.config import TrainConfig
 from qwenft.core.errors import RunError
+from qwenft.core.events import Emit
 from qwenft.core.predictions import Prediction, Question
 from qwenft.core.runs import Run
 from qwenft.core.samples import PreparedDataset, Sample
@@ -23,9 +24,6 @@ from qwenft.evaluate.score import headline, score_predictions
 from qwenft.predict.generate import Predictor
 from qwenft.train import checkpoints
 from qwenft.train.plan import stops
-
-Report = Callable[[dict[str, Any]], None]
-"""Takes an event; only the first process reports."""
 
 
 @dataclass
@@ -67,11 +65,11 @@ class Examiner:
     split: str
     samples: Sequence[Sample]
     predictor: Predictor
-    report: Report
+    report: Emit
     evals: list[dict[str, Any]] = field(default_factory=list)
 
     def measure(self, step: int) -> float | None:
-        """Report an `eval` event and return the headline value, None where nothing can be measured."""
+        """Emit an `eval` event and return the headline value, None where nothing can be measured."""
         start = time.monotonic()
         rank, world = _rank_and_world()
         mine = [Question.of(sample, self.dataset.path) for sample in self.samples[rank::world]]
@@ -103,7 +101,7 @@ def _gathered(mine: list[Prediction], world: int) -> list[Prediction]:
 class AdapterTrainer(Trainer):
     """Trainer with the loss of rule 8 and checkpoints that are whole or absent."""
 
-    def __init__(self, *, run: Run, keep_last: int, report: Report, **kwargs: Any) -> None:
+    def __init__(self, *, run: Run, keep_last: int, report: Emit, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Loss = sum over target tokens / their number in the whole update, so that 1x8 = 2x4 = 8x1.  The model class
         # says False, and a plain Trainer then averages the micro-batches' means (facts.md, section 5).

@@ -19,16 +19,18 @@ from transformers import TrainingArguments, set_seed
 from qwenft.core.config import TrainConfig, make_config, to_yaml
 from qwenft.core.devices import Devices
 from qwenft.core.errors import DeviceError, QwenftError
+from qwenft.core.events import Emit, Event
 from qwenft.core.files import replace_folder, to_line, write_whole
 from qwenft.core.runs import Contract, Run, point_latest
 from qwenft.core.samples import PreparedDataset
+from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import Encoder, TrainingData, collate
 from qwenft.model.load import add_lora, base_contract, load_base, load_processor, quiet_libraries
 from qwenft.predict.generate import Predictor
 from qwenft.train.card import write_card, write_curves
 from qwenft.train.checkpoints import complete_checkpoints
 from qwenft.train.plan import make_plan
-from qwenft.train.trainer import AdapterTrainer, Conductor, Examiner, Report, StopRequest
+from qwenft.train.trainer import AdapterTrainer, Conductor, Examiner, StopRequest
 
 KEPT_EVENTS: Final = frozenset({"plan", "step", "eval", "checkpoint", "adapter", "finished", "stopped"})
 """What stands in a run's events.jsonl."""
@@ -66,7 +68,7 @@ class Job:
         """Whether this process reports and writes."""
         return int(os.environ.get("RANK", "0")) == 0
 
-    def report(self, event: dict[str, Any]) -> None:
+    def report(self, event: Event) -> None:
         """Tell the parent, and keep what belongs to the run."""
         if not self.is_first:
             return
@@ -76,7 +78,7 @@ class Job:
             self.run.append_event(_finite(event))
 
 
-def _finite(event: dict[str, Any]) -> dict[str, Any]:
+def _finite(event: Event) -> dict[str, Any]:
     """NaN and infinity are no JSON: a loss that is one is written as text."""
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
@@ -110,13 +112,14 @@ def _work(job: Job, stop: StopRequest) -> int:
     quiet_libraries()
     config, start = job.config, time.monotonic()
     dataset = PreparedDataset.open(job.data)
-    contract = base_contract(config.model).with_budget(config.min_pixels, config.max_pixels)
+    contract = base_contract(config.model, weights=False).with_budget(config.min_pixels, config.max_pixels)
     plan = make_plan(config, dataset, contract, job.devices)
     if job.is_first and not job.dry_run:
         _make_folder(job, dataset)
     job.report(plan)
     if job.dry_run:
         return 0
+    model_folder(config.model, emit=job.report)  # a download shows its progress
     contract = trained_contract(contract, config, dataset)
     trainer, examiner, best = _build(job, dataset, contract, plan, stop)
     if examiner:
@@ -153,6 +156,7 @@ def trained_contract(base: Contract, config: TrainConfig, dataset: PreparedDatas
     versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
     return replace(
         base,
+        weights_sha256=base_contract(config.model).weights_sha256,
         tasks=tuple(sorted({sample.task for sample in samples})),
         data=dataset.name,
         pictures=tuple(sorted({sample.picture for sample in samples})),
@@ -229,7 +233,7 @@ def _silence(trainer: AdapterTrainer) -> None:
         trainer.remove_callback(callback)
 
 
-def _examiner(config: TrainConfig, dataset: PreparedDataset, predictor: Predictor, report: Report) -> Examiner | None:
+def _examiner(config: TrainConfig, dataset: PreparedDataset, predictor: Predictor, report: Emit) -> Examiner | None:
     split = dataset.held_out
     if split is None or config.eval_samples == 0:
         return None

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qwenft.core.errors import DataError, HubError, nearest
 from qwenft.core.events import Emit, ignore, note, progress, warning
-from qwenft.core.hub import MIRROR, PROBE_TIMEOUT_S, PUBLIC_HUB, SCRIPTS_HINT, HubAccess, hub_errors, offline, open_hub
+from qwenft.core.hub import (
+    MIRROR,
+    PROBE_TIMEOUT_S,
+    PUBLIC_HUB,
+    SCRIPTS_HINT,
+    HubAccess,
+    byte_meter,
+    hub_errors,
+    offline,
+    open_hub,
+)
 from qwenft.prepare.rows import WHOLE
 
 if TYPE_CHECKING:
@@ -237,7 +247,7 @@ def _fetch(repo: _Repository, names: Iterable[str], sizes: Mapping[str, tuple[in
         text = f"fetching {len(missing)} of {len(known)} files, {total / 1e6:.1f} MB, from {repo.access.endpoint}"
         emit(note(text))
     for name in missing:
-        _fetch_file(repo, name, sizes[name][1], _meter(done, total, emit))
+        _fetch_file(repo, name, sizes[name][1], byte_meter(done, total, emit))
         done += sizes[name][0]
         emit(progress("fetch", done, total))
 
@@ -257,23 +267,6 @@ def _fetch_file(repo: _Repository, name: str, sha256: str, meter: type[Any]) -> 
         f"{name} of {repo.dataset_id} arrived broken twice from {repo.access.endpoint}",
         hint=f"ask another endpoint: --hf-endpoint {MIRROR if repo.access.endpoint == PUBLIC_HUB else PUBLIC_HUB}",
     )
-
-
-def _meter(before: int, total: int, emit: Emit) -> type[Any]:
-    """The class of bar for one file: it draws nothing and tells how many bytes of all there are by now."""
-    from huggingface_hub.utils.tqdm import tqdm  # Xet uses much of a bar's interface, so it is a real one
-
-    class Meter(tqdm):
-        """Counts, although it is switched off.  Xet opens two for a file: each tells its own count."""
-
-        def __init__(self, *args: Any, **options: Any) -> None:
-            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
-
-        def update(self, n: float | None = 1) -> None:
-            self.n += int(n or 0)
-            emit(progress("fetch", min(before + self.n, total), total))
-
-    return Meter
 
 
 def _sound(path: Path, sha256: str) -> bool:

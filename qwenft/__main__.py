@@ -1,0 +1,6 @@
+"""`python -m qwenft` is `qwenft`."""
+
+from qwenft.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,457 @@
+"""The commands: thin, one call each into the stages, and the one door where errors end."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenft.core.errors import QwenftError, UsageError
+
+if TYPE_CHECKING:
+    from qwenft.ui import Screen
+
+app = typer.Typer(
+    name="qwenft",
+    help="Fine-tune Qwen2.5-VL to find things in pictures.\n\nA data set goes in, a measured adapter comes out:\n\n"
+    "qwenft prepare --dataset Kangheng/refcocog\n\nqwenft train\n\nqwenft eval --baseline\n\n"
+    'qwenft predict image.jpg "find the dog"',
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEBUG = "QWENFT_DEBUG"
+
+
+def _set_debug(value: bool) -> bool:
+    if value:
+        os.environ[DEBUG] = "1"
+    return value
+
+
+class Task(StrEnum):
+    """What is asked of a picture."""
+
+    grounding = "grounding"
+    detection = "detection"
+    caption = "caption"
+
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, and nothing else there.")]
+Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show the traceback of an error.")]
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus", help="As nvidia-smi numbers them: 0, or 1,3, or all, or cpu. Default: the first GPU, or the CPU."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", help="Prepared data set: a folder, or its name under data/. Default: the only one."),
+]
+RunName = Annotated[
+    str | None, typer.Option("--run", help="A run's name under runs/, or its folder. Default: the latest finished one.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Hub id or folder of a Qwen2.5-VL model; tiny is the embedded one.")
+]
+Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Questions answered at a time.")]
+
+
+@app.callback()
+def _app(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if version:
+        from qwenft import __version__
+
+        typer.echo(f"qwenft {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Hub id (owner/name or owner/name:config), a folder, or a file.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Where to write. Default: data/<name>.")] = None,
+    split: Annotated[list[str] | None, typer.Option("--split", help="Only this split; repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows of each split.")] = None,
+    task: Annotated[str, typer.Option(help="auto, grounding, detection or caption.")] = "auto",
+    bbox_format: Annotated[
+        str,
+        typer.Option(help="auto, xyxy, xywh, cxcywh, xyxy_norm, xywh_norm, cxcywh_norm or xyxy_1000."),
+    ] = "auto",
+    columns: Annotated[
+        str | None, typer.Option(help="Where the guess is wrong: image=img,query=text,bbox=box.")
+    ] = None,
+    exif: Annotated[
+        str, typer.Option(help="Which way up the boxes of turned pictures are meant: auto, upright or stored.")
+    ] = "auto",
+    clip: Annotated[
+        bool, typer.Option("--clip", help="Cut boxes at the picture's border rather than reject them.")
+    ] = False,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of the pictures held out where the source has no such split.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the division into splits.")] = 0,
+    output_format: Annotated[str, typer.Option("--format", help="jsonl, or json (one array).")] = "jsonl",
+    preview: Annotated[int, typer.Option(min=0, help="So many pictures with their boxes drawn.")] = 8,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Take pictures behind links that leave the folder.")
+    ] = False,
+    hf_endpoint: Annotated[
+        str | None, typer.Option(help="A mirror of the hub, such as https://hf-mirror.com. Default: HF_ENDPOINT.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub data set.")] = None,
+    send_token: Annotated[bool, typer.Option("--send-token", help="Let a mirror have your hub token.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check a data set and rewrite it as one that can be trained on.
+
+    Example: qwenft prepare --dataset Kangheng/refcocog
+    """
+    with _screen(json) as screen:
+        from qwenft.prepare.build import prepare_dataset
+
+        made = prepare_dataset(
+            dataset,
+            out=out,
+            hf_endpoint=hf_endpoint,
+            revision=revision,
+            splits=split or (),
+            limit=limit,
+            task=task,
+            bbox_format=bbox_format,
+            columns=_pairs(columns),
+            output_format=output_format,
+            val_fraction=val_fraction,
+            seed=seed,
+            overwrite=overwrite,
+            preview=preview,
+            send_token=send_token,
+            follow_links=follow_links,
+            clip=clip,
+            exif=exif,
+            command=_command_line(),
+            emit=screen.emit,
+        )
+        manifest = made.manifest
+        if json:
+            screen.result({"path": str(made.path), **manifest.model_dump(mode="json")})
+            return
+        rows = [
+            (name, info.role, f"{info.samples:,}", f"{info.pictures:,}", ", ".join(info.tasks))
+            for name, info in manifest.splits.items()
+        ]
+        screen.table(str(made.path), ("split", "role", "samples", "pictures", "task"), rows)
+        rejected = manifest.counts.get("rejected", 0) + manifest.counts.get("objects_rejected", 0)
+        if rejected:
+            screen.emit(
+                {"event": "warning", "text": f"{rejected:,} not taken: {made.path / 'rejected.jsonl'} says why"}
+            )
+        screen.hint(f"qwenft train --data {_shortest(made.path)}")
+
+
+@app.command()
+def train(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any setting, such as batch_size=4.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")] = None,
+    data: Data = None,
+    model: Model = None,
+    name: Annotated[str | None, typer.Option("--name", help="Of the run, under runs/.")] = None,
+    gpus: Gpus = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the training split.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a LoRA adapter on a prepared data set.
+
+    Example: qwenft train --gpus 1,3 batch_size=4 learning_rate=2e-4
+    """
+    with _screen(json) as screen:
+        from qwenft.core.config import load_config
+        from qwenft.train.launch import train_adapter
+
+        settings = load_config(config, overrides or (), data=data, model=model, name=name, gpus=gpus, epochs=epochs)
+        last: dict[str, Any] = {}
+
+        def emit(event: Any) -> None:
+            last[event["event"]] = event
+            screen.emit(event)
+
+        run = train_adapter(settings, dry_run=dry_run, emit=emit)
+        if dry_run:
+            screen.result(last["plan"]) if json else screen.hint("the same without --dry-run")
+            return
+        finished = last["finished"]
+        if json:
+            screen.result({"run": run.name, "path": str(run.path), **finished})
+            return
+        rows = [("run", str(run.path)), ("adapter", finished["adapter"]), ("log", str(run.log))]
+        rows += [("curves", str(run.path / "curves.png"))]
+        screen.table(f"run {run.name}", ("what", "where"), rows)
+        screen.hint(f"qwenft eval --run {run.name} --baseline")
+
+
+@app.command()
+def predict(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE... [TEXT]", help="Pictures, folders or globs, then what to find."),
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="What to find, in place of the last argument.")] = None,
+    task: Annotated[
+        Task,
+        typer.Option(
+            help="grounding: a phrase or an instruction; detection: categories with commas; caption: no text."
+        ),
+    ] = Task.grounding,
+    run: RunName = None,
+    model: Model = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Draw the boxes into this picture file or folder.")
+    ] = None,
+    gpus: Gpus = None,
+    batch_size: Batch = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON line an answer on stdout.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Find TEXT in pictures; boxes are in pixels of each file as a viewer shows it.
+
+    A score is the geometric mean of the probabilities of the coordinates' tokens.
+
+    Example: qwenft predict image.jpg "find the dog" --save found.png
+    """
+    with _screen(json) as screen:
+        from qwenft.predict.find import find
+
+        images = list(inputs or ())
+        if text is None and task is not Task.caption and len(images) > 1:
+            text = images.pop()
+        found = find(
+            images, text, task=task.value, run=run, model=model, gpus=gpus, batch_size=batch_size, save=save,
+            emit=screen.emit,
+        )  # fmt: skip
+        if json:
+            for answer in found:
+                screen.result(answer.to_json())
+            return
+        if task is Task.caption:
+            screen.table("", ("picture", "caption"), [(a.question.image.name, a.text) for a in found])
+        else:
+            _show_boxes(screen, found)
+
+
+def _show_boxes(screen: "Screen", found: list[Any]) -> None:
+    rows = []
+    for answer in found:
+        name = answer.question.image.name
+        status = f"{answer.status}: {answer.how}" if answer.how else answer.status
+        for item in answer.objects:
+            score = "" if item.score is None else f"{item.score:.3f}"
+            rows.append((name, item.label, " ".join(f"{v:.1f}" for v in item.box_xyxy), score, status))
+        if not answer.objects:
+            rows.append((name, "", "none", "", status))
+    screen.table("", ("picture", "label", "x1 y1 x2 y2 (px)", "score", "status"), rows)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: RunName = None,
+    data: Data = None,
+    split: Annotated[str | None, typer.Option("--split", help="Default: the held-out split.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Score this base model in place of a run.")] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="Score the base model too, and the difference.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many samples, evenly over the split.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Score this file of answers; no model is read.")
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option("--references", help="COCO instances file that --predictions answers.")
+    ] = None,
+    gpus: Gpus = None,
+    batch_size: Batch = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Score a run, a base model or a file of answers on a prepared data set.
+
+    Example: qwenft eval --run my-run --split test --baseline
+    """
+    with _screen(json) as screen:
+        if predictions is not None:
+            from qwenft.core.samples import open_dataset
+            from qwenft.evaluate.score import evaluate_predictions
+
+            prepared = None if references else open_dataset(data)
+            metrics = evaluate_predictions(predictions, data=prepared, split=split, references=references)
+            _show_scores(screen, metrics, json)
+            return
+        from qwenft.evaluate.run import evaluate_run
+
+        result = evaluate_run(
+            run, data=data, split=split, model=model, baseline=baseline, limit=limit, batch_size=batch_size, gpus=gpus,
+            emit=screen.emit,
+        )  # fmt: skip
+        _show_scores(screen, result.to_json(), json)
+        if not json:
+            screen.emit({"event": "note", "text": f"written: {result.folder}"})
+            screen.hint(f'qwenft predict image.jpg "find the dog"{f" --run {run}" if run else ""}')
+
+
+def _show_scores(screen: "Screen", metrics: dict[str, Any], json: bool) -> None:
+    if json:
+        screen.result(metrics)
+        return
+    from qwenft.evaluate.table import score_rows
+
+    columns, rows = score_rows(metrics)
+    screen.table("scores", columns, rows)
+
+
+@app.command()
+def steps(
+    n: Annotated[int | None, typer.Option("--n", help="Samples in the training split.")] = None,
+    bs: Annotated[int, typer.Option("--bs", "--batch-size", help="Samples in a micro-batch on each GPU.")] = 1,
+    num_gpus: Annotated[int, typer.Option("--num-gpus", help="Data-parallel processes.")] = 1,
+    accum: Annotated[int, typer.Option("--accum", "--accumulation", help="Micro-batches in an update.")] = 1,
+    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data; may be a fraction.")] = 1.0,
+    drop_last: Annotated[bool, typer.Option("--drop-last", help="A part of a batch is dropped.")] = False,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Overrides the epochs.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Count the training split of this prepared data set.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="Take data and settings from this YAML file.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Count the optimizer updates of a run, exactly.
+
+    Example: qwenft steps --n 8000 --bs 4
+    """
+    from dataclasses import asdict
+
+    from qwenft.core.steps import count_updates
+
+    if config is not None:
+        from qwenft.core.config import load_config
+
+        settings = load_config(config)
+        bs, accum, epochs, max_steps = (
+            settings.batch_size, settings.accumulation, settings.epochs, settings.max_steps
+        )  # fmt: skip
+        data = data or settings.data
+    if data is not None or config is not None:
+        if n is not None:
+            raise UsageError(
+                "--n and --data (or --config) exclude each other", hint="qwenft steps --data data/refcocog"
+            )
+        from qwenft.core.samples import open_dataset
+
+        prepared = open_dataset(data)
+        n = prepared.manifest.splits[prepared.train].samples
+    if n is None:
+        raise UsageError("--n is missing: how many samples?", hint="qwenft steps --n 8000 --bs 4")
+    counted = count_updates(
+        n, bs, num_gpus=num_gpus, accum=accum, epochs=epochs, drop_last=drop_last, max_steps=max_steps
+    )
+    if json:
+        from qwenft.core.files import to_line
+
+        typer.echo(to_line(asdict(counted)))
+        return
+    typer.echo(counted.formula)
+    typer.echo(f"batches per epoch   {counted.batches_per_epoch:,}")
+    typer.echo(f"updates per epoch   {counted.updates_per_epoch:,}")
+    typer.echo(f"updates in all      {typer.style(f'{counted.total_updates:,}', bold=True)}")
+    typer.echo(f"samples per update  {counted.samples_per_update:,}")
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(min=0, help="Of pictures and training.")] = 0,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run the whole line on the embedded model and generated pictures: two CPU cores, no network.
+
+    Example: qwenft demo
+    """
+    with _screen(json) as screen:
+        from qwenft.demo.demo import run_demo
+
+        result = run_demo(seed=seed, emit=screen.emit)
+        if json:
+            screen.result(result)
+            return
+        from qwenft.evaluate.table import number, with_interval
+
+        columns = ("held out", "constant box", "base", "adapter", "difference, 95 % interval")
+        rows = [
+            (
+                row["figure"],
+                *(number(row[who]) for who in ("constant_box", "base", "adapter")),
+                with_interval(row["difference"]),
+            )
+            for row in result["table"]
+        ]
+        screen.table("", columns, rows)
+        screen.emit({"event": "note", "text": f"drawn: {result['picture']}"})
+        screen.hint(result["next"])
+
+
+def _screen(json: bool) -> "Screen":
+    from qwenft.ui import Screen
+
+    return Screen(json=json)
+
+
+def _pairs(text: str | None) -> dict[str, str]:
+    """`image=img,bbox=box` as a mapping.  Raises UsageError."""
+    pairs = {}
+    for word in (text or "").split(",") if text else ():
+        role, equals, column = word.partition("=")
+        if not equals or not role.strip() or not column.strip():
+            raise UsageError(f"--columns: expected role=column, got {word!r}", hint="--columns image=img,bbox=box")
+        pairs[role.strip()] = column.strip()
+    return pairs
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["qwenft", *sys.argv[1:]])
+
+
+def _shortest(path: Path) -> str:
+    """Relative where that is shorter, for a command to paste."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def main() -> None:
+    """Run the command line; the only place where an error is printed and becomes an exit status."""
+    try:
+        app()
+    except QwenftError as error:
+        if os.environ.get(DEBUG):
+            raise
+        _screen(json=False).error(error)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        bug = QwenftError(
+            f"a bug in qwenft: {type(error).__name__}: {error}", hint="--debug shows where; please report it"
+        )
+        _screen(json=False).error(bug)
+        sys.exit(1)

@@ -1,0 +1,69 @@
+"""A model's files, from a folder, the embedded assets or the hub: fetched once, safetensors only."""
+
+from pathlib import Path
+from typing import Final
+
+from qwenft.core.config import DEFAULT_MODEL, TINY
+from qwenft.core.errors import ModelError
+from qwenft.core.events import Emit, ignore, note, progress
+from qwenft.core.hub import PROBE_TIMEOUT_S, HubAccess, byte_meter, hub_errors, offline, open_hub
+
+TINY_FOLDER: Final = Path(__file__).parents[1] / "demo" / "assets" / "tiny"
+SMALL_FILES: Final = (".json", ".jinja", ".txt")
+"""Configuration, tokenizer, chat template and weight index."""
+WEIGHTS: Final = ".safetensors"
+
+_fetched: dict[tuple[str, bool], Path] = {}
+"""What this process has fetched already: the hub is asked once for each model."""
+
+
+def model_folder(name: str, *, weights: bool = True, emit: Emit = ignore) -> Path:
+    """Return the folder that holds a model's files: a folder as it is, `tiny`, or a hub id, fetched into the cache.
+
+    weights: False fetches all but the weights, for a plan.
+    Raises ModelError for what cannot be a model, HubError where the hub does not give it.
+    """
+    if name == TINY and not Path(name).is_dir():
+        return TINY_FOLDER
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"there is no model at {folder.absolute()}", hint=f"--model {DEFAULT_MODEL}, a folder, or {TINY}"
+        )
+    for key in ((name, weights), (name, True)):
+        if key in _fetched:
+            return _fetched[key]
+    access = open_hub()
+    with hub_errors(name, access, kind="model"):
+        _fetched[name, weights] = _cached(name) if offline() else _fetch(name, access, weights, emit)
+    return _fetched[name, weights]
+
+
+def _cached(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(name, local_files_only=True))
+
+
+def _fetch(name: str, access: HubAccess, weights: bool, emit: Emit) -> Path:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    api = HfApi(endpoint=access.endpoint, token=access.token)
+    info = api.model_info(name, timeout=PROBE_TIMEOUT_S, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
+    wanted = [file for file in sizes if file.endswith(SMALL_FILES + ((WEIGHTS,) if weights else ()))]
+    if "config.json" not in sizes:
+        raise ModelError(f"{name} has no config.json: it is no model", hint=f"--model {DEFAULT_MODEL}")
+    if weights and not any(file.endswith(WEIGHTS) for file in wanted):
+        raise ModelError(f"{name} has no safetensors weights", hint="other formats can run code: convert it first")
+    missing = [f for f in wanted if not isinstance(try_to_load_from_cache(name, f, revision=info.sha), str)]
+    total, done = sum(sizes[file] for file in missing), 0
+    if missing:
+        emit(note(f"fetching {len(missing)} files of {name}, {total / 1e6:,.1f} MB, from {access.endpoint}"))
+    for file in missing:
+        api.hf_hub_download(name, file, revision=info.sha, tqdm_class=byte_meter(done, total, emit))
+        done += sizes[file]
+        emit(progress("fetch", done, total))
+    return Path(api.hf_hub_download(name, "config.json", revision=info.sha)).parent
