@@ -41,7 +41,8 @@ def tables(data):
 
 def meter(events):
     from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
-    kind = hub._meter(100, 1100, events.append)
+    from qwenft.core.hub import byte_meter
+    kind = byte_meter(100, 1100, events.append)
     with XetDownloadProgressReporter(reconstruction_desc="a", total=1000, log_level=0, tqdm_class=kind) as bars:
         for done in (400, 1000):
             report = dict(total_bytes_completed=done, total_transfer_bytes_completed=done, total_bytes=1000)
@@ -58,11 +59,8 @@ for name, call, arguments in json.loads(sys.stdin.read()):
         elif call == "folder":
             found = tables(hub.load_folder(Path(arguments.pop("path")), **arguments))
         elif call == "model":
-            from qwenft.core.hub import ask_model, hub_errors, open_hub
-            access = open_hub()
-            with hub_errors(arguments["name"], access, kind="model"):
-                ask_model(arguments["name"], access)
-            found = {}
+            from qwenft.model.fetch import model_folder
+            found = {"folder": str(model_folder(arguments["name"], emit=events.append))}
         elif call == "chunk":
             import huggingface_hub.constants
             huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = arguments["bytes"]
@@ -331,23 +329,21 @@ from published_model import make_published_model
 from safetensors.torch import load_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
-from qwenft.core.hub import ask_model, hub_errors, open_hub
+from qwenft.core.errors import HubError
+from qwenft.model.fetch import model_folder  # after huggingface_hub was imported: the switches must still take effect
 
 disable_progress_bar()
-access = open_hub()  # after huggingface_hub was imported, as in qwenft.model: the switches must still take effect
 folder, name = make_published_model(Path(sys.argv[1])), "Qwen/Qwen2.5-VL-3B-Instruct"
-ask_model(name, access)
-model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-    name, dtype="auto", token=access.token, output_loading_info=True
-)
-processor = AutoProcessor.from_pretrained(name, token=access.token)
+events = []
+cached = model_folder(name, emit=events.append)
+model, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(cached, dtype="auto", output_loading_info=True)
+processor = AutoProcessor.from_pretrained(cached)
 published = {key: value for file in folder.glob("*.safetensors") for key, value in load_file(file).items()}
 ours = {key.replace("model.language_model.", "model.").replace("model.visual.", "visual."): value
         for key, value in model.state_dict().items() if key != "lm_head.weight"}
 try:
-    with hub_errors("o/none", access, kind="model"):
-        AutoProcessor.from_pretrained("o/none", token=access.token)
-except Exception as error:
+    model_folder("o/none")
+except HubError as error:
     refused = [type(error).__name__, str(error)]
 print(json.dumps({
     "info": {key: sorted(map(str, value)) for key, value in info.items()},

@@ -71,18 +71,6 @@ def open_hub(endpoint: str | None = None, *, send_token: bool = False) -> HubAcc
     return HubAccess(address, mirror, False if withhold else None)
 
 
-def ask_model(name: str, access: HubAccess, *, revision: str | None = None) -> None:
-    """Ask once for a model that the cache does not hold, inside `hub_errors`, before `from_pretrained` does.
-
-    Left alone, huggingface_hub asks a dead endpoint six times, for 23 s and more, before it gives up.  A model whose
-    config lies in the cache is not asked for: `from_pretrained` manages with the cache when the network is down.
-    """
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        HfApi(endpoint=access.endpoint, token=access.token).model_info(name, revision=revision, timeout=PROBE_TIMEOUT_S)
-
-
 def _checked(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -4,14 +4,17 @@ from pathlib import Path
 from typing import Final
 
 from qwenft.core.config import DEFAULT_MODEL, TINY
-from qwenft.core.errors import ModelError
-from qwenft.core.events import Emit, ignore, note, progress
+from qwenft.core.errors import HubError, ModelError
+from qwenft.core.events import Emit, ignore, note, progress, warning
+from qwenft.core.files import read_json
 from qwenft.core.hub import PROBE_TIMEOUT_S, HubAccess, byte_meter, hub_errors, offline, open_hub
 
 TINY_FOLDER: Final = Path(__file__).parents[1] / "demo" / "assets" / "tiny"
 SMALL_FILES: Final = (".json", ".jinja", ".txt")
 """Configuration, tokenizer, chat template and weight index."""
 WEIGHTS: Final = ".safetensors"
+WEIGHT_INDEX: Final = "model.safetensors.index.json"
+SINGLE_FILE: Final = "model.safetensors"
 
 _fetched: dict[tuple[str, bool], Path] = {}
 """What this process has fetched already: the hub is asked once for each model."""
@@ -35,16 +38,43 @@ def model_folder(name: str, *, weights: bool = True, emit: Emit = ignore) -> Pat
     for key in ((name, weights), (name, True)):
         if key in _fetched:
             return _fetched[key]
-    access = open_hub()
-    with hub_errors(name, access, kind="model"):
-        _fetched[name, weights] = _cached(name) if offline() else _fetch(name, access, weights, emit)
+    _fetched[name, weights] = _from_cache(name, weights) if offline() else _from_hub(name, weights, emit)
     return _fetched[name, weights]
 
 
-def _cached(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _from_hub(name: str, weights: bool, emit: Emit) -> Path:
+    """The hub's newest files; where it cannot be reached, what the cache holds, if that is whole."""
+    access = open_hub()
+    try:
+        with hub_errors(name, access, kind="model"):
+            return _fetch(name, access, weights, emit)
+    except HubError as error:
+        try:
+            folder = _from_cache(name, weights)
+        except HubError:
+            raise error from None
+        emit(warning(f"{error}: going on with the copy of {name} in the cache"))
+        return folder
 
-    return Path(snapshot_download(name, local_files_only=True))
+
+def _from_cache(name: str, weights: bool) -> Path:
+    """The cached snapshot.  Raises HubError where it is not whole."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(name, "config.json")
+    folder = Path(config).parent if isinstance(config, str) else None
+    if folder is None or (weights and not _weights_whole(folder)):
+        raise HubError(
+            f"HF_HUB_OFFLINE is set, and the cache does not hold the model {name}",
+            hint="fetch it once with HF_HUB_OFFLINE=0",
+        )
+    return folder
+
+
+def _weights_whole(folder: Path) -> bool:
+    index = folder / WEIGHT_INDEX
+    files = set(read_json(index)["weight_map"].values()) if index.is_file() else {SINGLE_FILE}
+    return all((folder / file).is_file() for file in files)
 
 
 def _fetch(name: str, access: HubAccess, weights: bool, emit: Emit) -> Path:

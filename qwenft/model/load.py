@@ -18,12 +18,10 @@ from qwenft.core.config import DEFAULT_MODEL, TINY
 from qwenft.core.errors import ModelError
 from qwenft.core.files import read_json, sha256_of
 from qwenft.core.runs import CONTRACT_FILE, Contract
-from qwenft.model.fetch import model_folder
+from qwenft.model.fetch import SINGLE_FILE, WEIGHT_INDEX, model_folder
 
 DEFAULT_MAX_PIXELS: Final = 1280 * 28 * 28
 """1280 tokens a picture, the upper end that the Qwen2.5-VL model card recommends; the processor's own is 16384."""
-WEIGHT_INDEX: Final = "model.safetensors.index.json"
-SINGLE_FILE: Final = "model.safetensors"
 
 # Anchored: a suffix list meant for the language model would hit the vision tower's gate/up/down_proj too
 # (huggingface/peft #2615, 2U1/Qwen2-VL-Finetune #193).
