@@ -39,7 +39,7 @@ SETTINGS: Final[Mapping[str, object]] = {
     "rank": 16,
     "alpha": 16,
     "dropout": 0.0,
-    "parts": "language,merger,vision",
+    "parts": "language,vision",
     "workers": 0,
     "eval_samples": 0,
     "gpus": "cpu",
