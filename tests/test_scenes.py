@@ -80,6 +80,22 @@ def test_every_expression_names_exactly_one_figure(scene: Scene) -> None:
 
 
 @given(seeds)
+@settings(max_examples=150, deadline=None)
+def test_what_tells_a_figure_from_the_others_is_large_enough_to_be_seen(scene: Scene) -> None:
+    for expression, figure in scene.questions:
+        words = EXPRESSION.fullmatch(expression)
+        assert words
+        rivals = [f for f in scene.figures if f is not figure and words["shape"] in (f.shape, "object")]
+        rivals = [f for f in rivals if words["colour"] in (None, f.colour)]
+        for rival in rivals:
+            if words["size"]:
+                assert max(rival.area, figure.area) >= 1.6 * min(rival.area, figure.area)
+            if words["end"]:
+                axis = 0 if words["end"] in ("left", "right") else 1
+                assert abs(rival.centre[axis] - figure.centre[axis]) >= 8
+
+
+@given(seeds)
 @settings(max_examples=100, deadline=None)
 def test_boxes_are_tight_around_the_pixels_and_every_drawn_pixel_is_in_one(scene: Scene) -> None:
     pixels = np.asarray(scene.image)

@@ -277,8 +277,7 @@ def _by_relation(figures: Sequence[Figure]) -> Iterator[tuple[str, Figure]]:
         for words, position in _RELATIONS.items():
             order = _POSITIONS[position]
             for shape in sorted({figure.shape for figure in figures}):
-                group = [figure for figure in figures if figure.shape == shape and figure is not landmark]
-                there = [figure for figure in group if order(figure) < order(landmark)]
+                there = [figure for figure in figures if figure.shape == shape and order(figure) < order(landmark)]
                 if len(there) == 1 and order(there[0]) + RELATION_MARGIN <= order(landmark):
                     yield f"the {shape} {words} the {landmark.colour} {landmark.shape}", there[0]
 
