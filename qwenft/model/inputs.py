@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tvf
 
 from qwenft.core import answer
-from qwenft.core.boxes import FACTOR, PATCH, Size, num_image_tokens, smart_resize, to_input_px
+from qwenft.core.boxes import FACTOR, MERGE, PATCH, Size, num_image_tokens, smart_resize, to_input_px
 from qwenft.core.errors import DataError, ModelError
 from qwenft.core.predictions import Question
 from qwenft.core.runs import Contract
@@ -63,6 +63,9 @@ class Encoder:
     """Token ids before the picture, between picture and text, and after the text."""
 
     def __post_init__(self) -> None:
+        made_for = (self.processor.image_processor.patch_size, self.processor.image_processor.merge_size)
+        if made_for != (PATCH, MERGE):
+            raise ModelError(f"patches of {made_for[0]} px merged by {made_for[1]}: Qwen2.5-VL has {PATCH} and {MERGE}")
         content = [{"type": "image"}, {"type": "text", "text": _TEXT_GOES_HERE}]
         frame = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True

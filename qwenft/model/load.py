@@ -27,7 +27,7 @@ DEFAULT_MAX_PIXELS: Final = 1280 * 28 * 28
 # (huggingface/peft #2615, 2U1/Qwen2-VL-Finetune #193).
 _LAYERS: Final = {
     "language": r"model\.language_model\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)",
-    "merger": r"model\.visual\.merger\.mlp\.\d+",
+    "merger": r"model\.visual\.merger\.mlp\.[02]",
     "vision": r"model\.visual\.blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:gate|up|down)_proj)",
 }
 

@@ -11,23 +11,30 @@ from qwenft.core.files import write_whole
 from qwenft.core.predictions import Detected
 
 FORMATS: Final = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+READABLE_PX: Final = 400
+"""Pictures with a longer side than this are drawn on at their own size."""
 
 
 def draw_boxes(upright: Image.Image, objects: Sequence[Detected]) -> Image.Image:
-    """Return a copy of an RGB picture with each box (image px), its label and score drawn on it."""
+    """Return a copy of an RGB picture with each box (image px), its label and score drawn on it.
+
+    A picture under READABLE_PX is enlarged by a whole factor, so that the text on it can be read.
+    """
+    factor = -(-READABLE_PX // max(upright.size))
+    picture = upright.resize((upright.width * factor, upright.height * factor), Image.Resampling.NEAREST)
     if not objects:
-        return upright.copy()
+        return picture
     import numpy as np
     import supervision as sv
 
     found = sv.Detections(
-        xyxy=np.array([item.box_xyxy for item in objects], dtype=float),
+        xyxy=np.array([item.box_xyxy for item in objects], dtype=float) * factor,
         class_id=np.arange(len(objects)),
     )
     texts = [_caption(item) for item in objects]
-    side = max(upright.size)
+    side = max(picture.size)
     thickness = max(1, round(side / 300))
-    picture = sv.BoxAnnotator(thickness=thickness).annotate(upright.copy(), found)
+    picture = sv.BoxAnnotator(thickness=thickness).annotate(picture, found)
     labels = sv.RichLabelAnnotator(font_size=max(10, round(side / 40)), text_padding=max(2, thickness))
     return labels.annotate(picture, found, labels=texts)
 

@@ -1,0 +1,47 @@
+"""Runs the training worker inside the test's own process: importing torch once is enough."""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qwenft.core.config import make_config
+from qwenft.core.devices import Devices
+from qwenft.core.runs import Run
+from qwenft.core.samples import open_dataset
+
+FAST = {"model": "tiny", "gpus": "cpu", "workers": 0, "rank": 4, "alpha": 8, "dropout": 0.0, "eval_samples": 0}
+"""Settings under which an update of the tiny model takes some hundredths of a second."""
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train_here(
+    root: Path, name: str, *, dry_run: bool = False, **settings: Any
+) -> tuple[int, Run, list[dict[str, Any]]]:
+    """Exit status, run and all events of one training in this process."""
+    from qwenft.train import worker
+
+    config = make_config({**FAST, "name": name, **settings}, "a test")
+    run, channel, job = Run(root / "runs" / name), root / f"{name}.channel", root / f"{name}.job"
+    channel.touch()
+    dataset = open_dataset(config.data, root)
+    value = {
+        "config": config.model_dump(mode="json"), "data": str(dataset.path), "run": str(run.path), "demo": False,
+        "devices": asdict(Devices("cpu", 1)), "channel": str(channel), "dry_run": dry_run,
+    }  # fmt: skip
+    job.write_text(json.dumps(value))
+    with own_signals():
+        status = worker.main([str(job)])
+    return status, run, [json.loads(line) for line in channel.read_text().splitlines()]
