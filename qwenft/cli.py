@@ -1,30 +1,63 @@
 """The commands: thin, one call each into the stages, and the one door where errors end."""
 
 import os
+import shlex
+import signal
 import sys
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
 from qwenft.core.errors import QwenftError, UsageError
+from qwenft.core.usage import check_overrides, usage_error
 
 if TYPE_CHECKING:
     from qwenft.ui import Screen
 
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_types(super().get_params(ctx), ctx)
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _plain_types(super().get_params(ctx), ctx)
+
+
+_TYPES = {"bool": "", "int": "N", "int range": "N", "float": "X", "str": "TEXT", "list[str]": "TEXT", "path": "PATH"}
+
+
+def _plain_types(params: list[Any], context: Any) -> list[Any]:
+    """In the help a value is named by one word, and a flag, which takes none, by none."""
+    for param in params:
+        if param.metavar is None:
+            param.metavar = _TYPES.get(param.display_type(context).strip("<>"), "TEXT")
+    return params
+
+
 app = typer.Typer(
-    name="qwenft",
     help="Fine-tune Qwen2.5-VL to find things in pictures.\n\nA data set goes in, a measured adapter comes out:\n\n"
-    "qwenft prepare --dataset Kangheng/refcocog\n\nqwenft train\n\nqwenft eval --baseline\n\n"
-    'qwenft predict image.jpg "find the dog"',
-    no_args_is_help=True,
-    add_completion=True,
+    "\b\n  qwenft prepare --dataset Kangheng/refcocog\n  qwenft train\n  qwenft eval --baseline\n"
+    '  qwenft predict image.jpg "find the dog"',
+    cls=_Group,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 DEBUG = "QWENFT_DEBUG"
+SETTINGS = (
+    "data, model, name, seed, epochs, max_steps, batch_size, accumulation, learning_rate, schedule, warmup, "
+    "weight_decay, max_grad_norm, rank, alpha, dropout, parts, min_pixels, max_pixels, workers, gpus, dtype, "
+    "checkpointing, save_every, keep_last, eval_every, eval_samples, report_to"
+)
+"""Of core/config.py, spelled out: importing it for the help would cost more than the rest of the help."""
+LOADING = "loading torch and the model"
 
 
 def _set_debug(value: bool) -> bool:
@@ -46,7 +79,8 @@ Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show 
 Gpus = Annotated[
     str | None,
     typer.Option(
-        "--gpus", help="As nvidia-smi numbers them: 0, or 1,3, or all, or cpu. Default: the first GPU, or the CPU."
+        "--gpus",
+        help="As nvidia-smi numbers them: 0, or 1,3, or all, or cpu. Default: the first GPU, or the CPU.",
     ),
 ]
 Data = Annotated[
@@ -54,10 +88,12 @@ Data = Annotated[
     typer.Option("--data", help="Prepared data set: a folder, or its name under data/. Default: the only one."),
 ]
 RunName = Annotated[
-    str | None, typer.Option("--run", help="A run's name under runs/, or its folder. Default: the latest finished one.")
+    str | None,
+    typer.Option("--run", help="A run's name under runs/, or its folder. Default: the latest finished one."),
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Hub id or folder of a Qwen2.5-VL model; tiny is the embedded one.")
+    str | None,
+    typer.Option("--model", help="Hub id or folder of a Qwen2.5-VL model; tiny is the embedded one."),
 ]
 Batch = Annotated[int | None, typer.Option("--batch-size", min=1, help="Questions answered at a time.")]
 
@@ -73,14 +109,12 @@ def _app(
         raise typer.Exit
 
 
-@app.command()
+@app.command(cls=_Command)
 def prepare(
-    dataset: Annotated[
-        str, typer.Option("--dataset", help="Hub id (owner/name or owner/name:config), a folder, or a file.")
-    ],
-    out: Annotated[Path | None, typer.Option(help="Where to write. Default: data/<name>.")] = None,
+    dataset: Annotated[str, typer.Option("--dataset", help="Hub id (owner/name[:config]), a folder or a file.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write. Default: data/NAME.")] = None,
     split: Annotated[list[str] | None, typer.Option("--split", help="Only this split; repeatable.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows of each split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N rows of each split.")] = None,
     task: Annotated[str, typer.Option(help="auto, grounding, detection or caption.")] = "auto",
     bbox_format: Annotated[
         str,
@@ -90,23 +124,25 @@ def prepare(
         str | None, typer.Option(help="Where the guess is wrong: image=img,query=text,bbox=box.")
     ] = None,
     exif: Annotated[
-        str, typer.Option(help="Which way up the boxes of turned pictures are meant: auto, upright or stored.")
+        str,
+        typer.Option(help="Which way up the boxes of turned pictures are meant: auto, upright or stored."),
     ] = "auto",
     clip: Annotated[
         bool, typer.Option("--clip", help="Cut boxes at the picture's border rather than reject them.")
     ] = False,
     val_fraction: Annotated[
-        float, typer.Option(help="Share of the pictures held out where the source has no such split.")
+        float, typer.Option(help="Of the pictures, held out where the source holds none out.")
     ] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the division into splits.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the division into splits.")] = 0,
     output_format: Annotated[str, typer.Option("--format", help="jsonl, or json (one array).")] = "jsonl",
-    preview: Annotated[int, typer.Option(min=0, help="So many pictures with their boxes drawn.")] = 8,
+    preview: Annotated[int, typer.Option(min=0, help="How many pictures are drawn with their boxes.")] = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")] = False,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Take pictures behind links that leave the folder.")
     ] = False,
     hf_endpoint: Annotated[
-        str | None, typer.Option(help="A mirror of the hub, such as https://hf-mirror.com. Default: HF_ENDPOINT.")
+        str | None,
+        typer.Option(help="A mirror of the hub, such as https://hf-mirror.com. Default: HF_ENDPOINT."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub data set.")] = None,
     send_token: Annotated[bool, typer.Option("--send-token", help="Let a mirror have your hub token.")] = False,
@@ -117,7 +153,9 @@ def prepare(
 
     Example: qwenft prepare --dataset Kangheng/refcocog
     """
-    with _screen(json) as screen:
+    with _screen() as screen:
+        screen.wait(f"reading {dataset}")
+        pairs = _pairs(columns)
         from qwenft.prepare.build import prepare_dataset
 
         made = prepare_dataset(
@@ -129,7 +167,7 @@ def prepare(
             limit=limit,
             task=task,
             bbox_format=bbox_format,
-            columns=_pairs(columns),
+            columns=pairs,
             output_format=output_format,
             val_fraction=val_fraction,
             seed=seed,
@@ -142,27 +180,17 @@ def prepare(
             command=_command_line(),
             emit=screen.emit,
         )
-        manifest = made.manifest
         if json:
-            screen.result({"path": str(made.path), **manifest.model_dump(mode="json")})
+            screen.result({"path": str(made.path), **made.manifest.model_dump(mode="json")})
             return
-        rows = [
-            (name, info.role, f"{info.samples:,}", f"{info.pictures:,}", ", ".join(info.tasks))
-            for name, info in manifest.splits.items()
-        ]
-        screen.table(str(made.path), ("split", "role", "samples", "pictures", "task"), rows)
-        rejected = manifest.counts.get("rejected", 0) + manifest.counts.get("objects_rejected", 0)
-        if rejected:
-            screen.emit(
-                {"event": "warning", "text": f"{rejected:,} not taken: {made.path / 'rejected.jsonl'} says why"}
-            )
+        screen.dataset(made)
         screen.hint(f"qwenft train --data {_shortest(made.path)}")
 
 
-@app.command()
+@app.command(cls=_Command)
 def train(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Any setting, such as batch_size=4.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help=f"Any setting: {SETTINGS}.")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")] = None,
     data: Data = None,
@@ -178,7 +206,8 @@ def train(
 
     Example: qwenft train --gpus 1,3 batch_size=4 learning_rate=2e-4
     """
-    with _screen(json) as screen:
+    with _screen() as screen:
+        check_overrides(overrides or ())
         from qwenft.core.config import load_config
         from qwenft.train.launch import train_adapter
 
@@ -191,29 +220,29 @@ def train(
 
         run = train_adapter(settings, dry_run=dry_run, emit=emit)
         if dry_run:
-            screen.result(last["plan"]) if json else screen.hint("the same without --dry-run")
+            screen.result(last["plan"]) if json else screen.hint(_command_line(without="--dry-run"))
             return
         finished = last["finished"]
         if json:
-            screen.result({"run": run.name, "path": str(run.path), **finished})
+            screen.result({"run": run.name, "path": str(run.path), **{k: v for k, v in finished.items() if k != "event"}})
             return
         rows = [("run", str(run.path)), ("adapter", finished["adapter"]), ("log", str(run.log))]
         rows += [("curves", str(run.path / "curves.png"))]
-        screen.table(f"run {run.name}", ("what", "where"), rows)
+        screen.facts(rows)
         screen.hint(f"qwenft eval --run {run.name} --baseline")
 
 
-@app.command()
+@app.command(cls=_Command)
 def predict(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE... [TEXT]", help="Pictures, folders or globs, then what to find."),
+        typer.Argument(metavar="IMAGE... TEXT", help="Pictures, folders or globs, then what to find."),
     ] = None,
     text: Annotated[str | None, typer.Option("--text", help="What to find, in place of the last argument.")] = None,
     task: Annotated[
         Task,
         typer.Option(
-            help="grounding: a phrase or an instruction; detection: categories with commas; caption: no text."
+            help="grounding: a phrase or an instruction; detection: categories with commas; caption: no text.",
         ),
     ] = Task.grounding,
     run: RunName = None,
@@ -232,7 +261,8 @@ def predict(
 
     Example: qwenft predict image.jpg "find the dog" --save found.png
     """
-    with _screen(json) as screen:
+    with _screen() as screen:
+        screen.wait(LOADING)
         from qwenft.predict.find import find
 
         images = list(inputs or ())
@@ -246,38 +276,25 @@ def predict(
             for answer in found:
                 screen.result(answer.to_json())
             return
-        if task is Task.caption:
-            screen.table("", ("picture", "caption"), [(a.question.image.name, a.text) for a in found])
-        else:
-            _show_boxes(screen, found)
+        screen.answers(found)
+        if save is None and task is not Task.caption:
+            screen.hint(f"{_command_line()} --save found{'.png' if len(found) == 1 else ''}")
 
 
-def _show_boxes(screen: "Screen", found: list[Any]) -> None:
-    rows = []
-    for answer in found:
-        name = answer.question.image.name
-        status = f"{answer.status}: {answer.how}" if answer.how else answer.status
-        for item in answer.objects:
-            score = "" if item.score is None else f"{item.score:.3f}"
-            rows.append((name, item.label, " ".join(f"{v:.1f}" for v in item.box_xyxy), score, status))
-        if not answer.objects:
-            rows.append((name, "", "none", "", status))
-    screen.table("", ("picture", "label", "x1 y1 x2 y2 (px)", "score", "status"), rows)
-
-
-@app.command(name="eval")
+@app.command(name="eval", cls=_Command)
 def evaluate(
     run: RunName = None,
     data: Data = None,
     split: Annotated[str | None, typer.Option("--split", help="Default: the held-out split.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Score this base model in place of a run.")] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Score the base model too, and the difference.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many samples, evenly over the split.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most N samples, evenly over the split.")] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Score this file of answers; no model is read.")
     ] = None,
     references: Annotated[
-        Path | None, typer.Option("--references", help="COCO instances file that --predictions answers.")
+        Path | None,
+        typer.Option("--references", help="COCO instances file that --predictions answers."),
     ] = None,
     gpus: Gpus = None,
     batch_size: Batch = None,
@@ -288,45 +305,38 @@ def evaluate(
 
     Example: qwenft eval --run my-run --split test --baseline
     """
-    with _screen(json) as screen:
+    with _screen() as screen:
         if predictions is not None:
             from qwenft.core.samples import open_dataset
             from qwenft.evaluate.score import evaluate_predictions
 
             prepared = None if references else open_dataset(data)
             metrics = evaluate_predictions(predictions, data=prepared, split=split, references=references)
-            _show_scores(screen, metrics, json)
+            screen.result(metrics) if json else screen.scores(metrics)
             return
+        screen.wait(LOADING)
         from qwenft.evaluate.run import evaluate_run
 
         result = evaluate_run(
             run, data=data, split=split, model=model, baseline=baseline, limit=limit, batch_size=batch_size, gpus=gpus,
             emit=screen.emit,
         )  # fmt: skip
-        _show_scores(screen, result.to_json(), json)
-        if not json:
-            screen.emit({"event": "note", "text": f"written: {result.folder}"})
-            screen.hint(f'qwenft predict image.jpg "find the dog"{f" --run {run}" if run else ""}')
+        if json:
+            screen.result(result.to_json())
+            return
+        screen.scores(result.metrics)
+        screen.emit({"event": "note", "text": f"written: {result.folder}"})
+        screen.hint(f'qwenft predict image.jpg "find the dog"{f" --run {run}" if run else ""}')
 
 
-def _show_scores(screen: "Screen", metrics: dict[str, Any], json: bool) -> None:
-    if json:
-        screen.result(metrics)
-        return
-    from qwenft.evaluate.table import score_rows
-
-    columns, rows = score_rows(metrics)
-    screen.table("scores", columns, rows)
-
-
-@app.command()
+@app.command(cls=_Command)
 def steps(
     n: Annotated[int | None, typer.Option("--n", help="Samples in the training split.")] = None,
     bs: Annotated[int, typer.Option("--bs", "--batch-size", help="Samples in a micro-batch on each GPU.")] = 1,
     num_gpus: Annotated[int, typer.Option("--num-gpus", help="Data-parallel processes.")] = 1,
     accum: Annotated[int, typer.Option("--accum", "--accumulation", help="Micro-batches in an update.")] = 1,
     epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data; may be a fraction.")] = 1.0,
-    drop_last: Annotated[bool, typer.Option("--drop-last", help="A part of a batch is dropped.")] = False,
+    drop_last: Annotated[bool, typer.Option("--drop-last", help="A batch that is not full is dropped.")] = False,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Overrides the epochs.")] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Count the training split of this prepared data set.")
@@ -353,9 +363,7 @@ def steps(
         data = data or settings.data
     if data is not None or config is not None:
         if n is not None:
-            raise UsageError(
-                "--n and --data (or --config) exclude each other", hint="qwenft steps --data data/refcocog"
-            )
+            raise UsageError("--n excludes --data and --config", hint="qwenft steps --data data/refcocog")
         from qwenft.core.samples import open_dataset
 
         prepared = open_dataset(data)
@@ -373,11 +381,13 @@ def steps(
     typer.echo(counted.formula)
     typer.echo(f"batches per epoch   {counted.batches_per_epoch:,}")
     typer.echo(f"updates per epoch   {counted.updates_per_epoch:,}")
-    typer.echo(f"updates in all      {typer.style(f'{counted.total_updates:,}', bold=True)}")
+    typer.echo(f"updates in all      {counted.total_updates:,}")
     typer.echo(f"samples per update  {counted.samples_per_update:,}")
+    length = f"max_steps={max_steps}" if max_steps else f"epochs={epochs:g}"
+    typer.echo(f"next: qwenft train batch_size={bs} accumulation={accum} {length}", err=True)
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
     seed: Annotated[int, typer.Option(min=0, help="Of pictures and training.")] = 0,
     json: Json = False,
@@ -387,33 +397,22 @@ def demo(
 
     Example: qwenft demo
     """
-    with _screen(json) as screen:
+    with _screen() as screen:
         from qwenft.demo.demo import run_demo
 
         result = run_demo(seed=seed, emit=screen.emit)
         if json:
             screen.result(result)
             return
-        from qwenft.evaluate.table import number, with_interval
-
-        columns = ("held out", "constant box", "base", "adapter", "difference, 95 % interval")
-        rows = [
-            (
-                row["figure"],
-                *(number(row[who]) for who in ("constant_box", "base", "adapter")),
-                with_interval(row["difference"]),
-            )
-            for row in result["table"]
-        ]
-        screen.table("", columns, rows)
+        screen.comparison(result["table"])
         screen.emit({"event": "note", "text": f"drawn: {result['picture']}"})
         screen.hint(result["next"])
 
 
-def _screen(json: bool) -> "Screen":
+def _screen() -> "Screen":
     from qwenft.ui import Screen
 
-    return Screen(json=json)
+    return Screen()
 
 
 def _pairs(text: str | None) -> dict[str, str]:
@@ -427,10 +426,8 @@ def _pairs(text: str | None) -> dict[str, str]:
     return pairs
 
 
-def _command_line() -> str:
-    import shlex
-
-    return shlex.join(["qwenft", *sys.argv[1:]])
+def _command_line(without: str = "") -> str:
+    return shlex.join(["qwenft", *(word for word in sys.argv[1:] if word != without)])
 
 
 def _shortest(path: Path) -> str:
@@ -440,18 +437,24 @@ def _shortest(path: Path) -> str:
 
 def main() -> None:
     """Run the command line; the only place where an error is printed and becomes an exit status."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # a bar is erased, a half folder removed
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that the console cannot show must not end the command
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        status = app(sys.argv[1:] or ["--help"], prog_name="qwenft", standalone_mode=False)
     except QwenftError as error:
-        if os.environ.get(DEBUG):
-            raise
-        _screen(json=False).error(error)
-        sys.exit(error.exit_code)
+        status = _failed(error, error)
+    except TyperException as error:
+        status = _failed(usage_error(error, sys.argv[1:]), error)
     except Exception as error:
-        if os.environ.get(DEBUG):
-            raise
-        bug = QwenftError(
-            f"a bug in qwenft: {type(error).__name__}: {error}", hint="--debug shows where; please report it"
-        )
-        _screen(json=False).error(bug)
-        sys.exit(1)
+        message, hint = f"a bug in qwenft: {type(error).__name__}: {error}", "--debug shows where; please report it"
+        status = _failed(QwenftError(message, hint=hint), error)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _failed(shown: QwenftError, error: Exception) -> int:
+    if os.environ.get(DEBUG):
+        raise error
+    _screen().error(shown)
+    return shown.exit_code

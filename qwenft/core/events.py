@@ -29,6 +29,37 @@ def warning(text: str) -> Event:
     return {"event": "warning", "text": text}
 
 
+def waiting(text: str) -> Event:
+    """Something begins that takes seconds and reports nothing."""
+    return {"event": "waiting", "text": text}
+
+
+BYTES = "fetch"
+"""The stage that counts bytes; every other one counts things."""
+
+
+def amount(what: str, number: int) -> str:
+    """A count of a stage for people.
+
+    >>> amount("questions", 4896), amount("fetch", 7_512_000_000), amount("fetch", 48_000)
+    ('4,896', '7.51 GB', '0.0 MB')
+    """
+    if what != BYTES:
+        return f"{number:,}"
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def duration(seconds: float) -> str:
+    """A time as a clock shows it.
+
+    >>> duration(9.6), duration(75), duration(3 * 3600 + 62)
+    ('0:10', '1:15', '3:01:02')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 EVERY_S = 30.0
 EVERY_SHARE = 0.1
 
@@ -51,7 +82,8 @@ class PlainLines:
             total = event["total"]
             if not self._due(event["what"], event["done"] / total if total else 0.0):
                 return []
-            return [f"{event['what']}: {event['done']:,}" + (f" of {total:,}" if total else "")]
+            what, done = event["what"], event["done"]
+            return [f"{what}: {amount(what, done)}" + (f" of {amount(what, total)}" if total else "")]
         if kind == "step" and not self._due("step", event["step"] / max(self._total, 1)):
             return []
         describe = _DESCRIBED.get(kind)
@@ -85,7 +117,8 @@ def plan_rows(plan: Event) -> list[tuple[str, str]]:
         ("checkpoints", _steps_text(plan["checkpoints"])),
     ]
     if data["absent"]:
-        rows.insert(2, ("", f"{data['absent']:,} of them are about something that is not in the picture"))
+        which = "1 of them asks" if data["absent"] == 1 else f"{data['absent']:,} of them ask"
+        rows.insert(2, ("", f"{which} for something that is not in the picture"))
     return rows
 
 
@@ -113,10 +146,10 @@ def _number(value: float | str) -> str:
 def eval_text(event: Event) -> str:
     """An evaluation in one line."""
     value = "not measured" if event["value"] is None else f"{event['value']:.3f}"
-    which = " (the base model)" if event["step"] == 0 else ""
+    which = "base model" if event["step"] == 0 else f"step {event['step']}"
     return (
-        f"step {event['step']}{which}: {event['metric']} {value} on {event['samples']} held-out samples, "
-        f"parse rate {event['parse_rate']:.3f}, {event['seconds']:.1f} s"
+        f"{which}: {event['metric']} {value}, parse rate {event['parse_rate']:.3f} "
+        f"({event['samples']} held-out samples, {event['seconds']:.1f} s)"
     )
 
 
@@ -135,11 +168,12 @@ def _stopped_text(event: Event) -> str:
 
 _DESCRIBED: Mapping[str, Callable[[Event, int], str]] = {
     "note": lambda e, _: e["text"],
+    "waiting": lambda e, _: e["text"],
     "warning": lambda e, _: f"warning: {e['text']}",
     "plan": lambda e, _: "\n".join(f"{what:<13}{value}" for what, value in plan_rows(e)),
     "run": lambda e, _: f"run {e['name']}: {e['path']}",
     "step": step_text,
-    "eval": lambda e, _: eval_text(e),
+    "eval": lambda e, _: f"measured {eval_text(e)}",
     "checkpoint": lambda e, _: f"checkpoint: {e['path']}",
     "adapter": lambda e, _: f"adapter of step {e['step']}: {e['path']}",
     "finished": lambda e, _: finished_text(e),

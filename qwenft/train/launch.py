@@ -19,7 +19,7 @@ from typing import IO, Any, Final
 from qwenft.core.config import TrainConfig
 from qwenft.core.devices import Devices, choose_devices
 from qwenft.core.errors import FAMILY, QwenftError, RunError
-from qwenft.core.events import Emit, PlainLines, ignore
+from qwenft.core.events import Emit, PlainLines, ignore, waiting, warning
 from qwenft.core.files import write_json
 from qwenft.core.runs import Run, new_run
 from qwenft.core.samples import open_dataset
@@ -54,6 +54,7 @@ def train_adapter(
                 "devices": asdict(devices), "channel": str(channel), "demo": demo, "dry_run": dry_run,
             },
         )  # fmt: skip
+        emit(waiting("loading torch and transformers"))  # the worker's first event comes after seconds
         _Worker(job, channel, devices, run, emit).follow()
     return run
 
@@ -154,6 +155,7 @@ class _Worker:
             self._until_end()
         except (KeyboardInterrupt, _TerminatedError):
             self._kill()
+            self.emit(warning("ended at once, without a checkpoint of the last steps"))
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -174,15 +176,13 @@ class _Worker:
                 f"the worker was stopped by signal {self.stopped['signal']} at step {self.stopped['step']}",
                 hint=f"its checkpoint: {self.stopped['checkpoint']}",
             )
-        tail = "\n".join(f"  {line}" for line in self._tail)
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         killed = "; the system may have been out of memory" if status == -signal.SIGKILL else ""
-        where = (
-            f"the whole of it: {self.run.log}"
-            if self.run.path.is_dir()
-            else "it ended before the run's folder was made"
-        )
-        raise RunError(f"the training process {how}{killed}. Its last lines:\n{tail}", hint=where)
+        tail = "".join(f"\n  {line}" for line in self._tail)
+        message = f"the training process {how}{killed}{'. Its last lines:' if tail else ''}{tail}"
+        if not self.run.log.is_file():
+            raise RunError(message, hint="it ended before the run had a folder; please report it with these lines")
+        raise RunError(message, hint=f"less {self.run.log}")
 
 
 def _command(job: Path, devices: Devices) -> list[str]:

@@ -1,0 +1,65 @@
+"""A mistyped command line: what was probably meant."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from qwenft.core.errors import UsageError
+
+_SHORT = {"lr": "learning_rate", "bs": "batch_size", "accum": "accumulation", "r": "rank"}
+"""What others call a setting."""
+
+
+def check_overrides(words: Sequence[str]) -> None:
+    """Hold that each word is `key=value`: `epochs 2` is the usual slip.  Raises UsageError."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        if "=" not in word:
+            value = after if after and "=" not in after else "…"
+            raise UsageError(f"{word!r} is no setting: expected key=value", hint=f"qwenft train {word}={value}")
+
+
+def usage_error(error: Any, words: Sequence[str]) -> UsageError:
+    """Typer's complaint about a command line as ours.
+
+    error: with `format_message()`, and, as far as they apply, `ctx` and `option_name`.  words: the command line.
+    The hint is the nearest command, option or setting, else the command's own example.
+    """
+    context, option = getattr(error, "ctx", None), getattr(error, "option_name", "")
+    message = error.format_message().partition(" Did you mean ")[0].partition(" (Possible options")[0].rstrip(".")
+    message = message[:1].lower() + message[1:].replace("Value error, ", "").replace("Input should", "it should")
+    if context is None:
+        return UsageError(message, hint="qwenft --help")
+    example, hint = (context.command.help or "").rpartition("Example: ")[2], ""
+    if option:
+        hint = _nearest_option(option, words, context)
+    elif hasattr(context.command, "commands"):
+        near = difflib.get_close_matches(message.rpartition(" ")[2].strip("'"), context.command.commands)
+        hint = f"{context.command_path} {near[0]}" if near else ""
+    elif "\n" not in example:
+        hint = example
+    return UsageError(message, hint=hint or f"{context.command_path} --help")
+
+
+def _nearest_option(option: str, words: Sequence[str], context: Any) -> str:
+    """The command with the option that was probably meant, or, for `train`, with the setting; empty: none is near."""
+    name = _plain(option)
+    known = {
+        _plain(word): word if getattr(param, "is_flag", False) else f"{word} "
+        for param in context.command.params
+        for word in param.opts
+    }
+    if context.info_name == "train":
+        from qwenft.core.config import TrainConfig  # pydantic and yaml, so only here
+
+        known = {key: f"{key}=" for key in TrainConfig.model_fields} | known
+        name = _SHORT.get(name, name)
+    value = re.search(rf"{re.escape(option)}[= ]([^-\s]\S*)", " ".join(words))
+    for near in difflib.get_close_matches(name, known, n=1):
+        start = f"{context.command_path} {known[near]}"
+        return start if known[near][-1] not in " =" else start + (value.group(1) if value else "…")
+    return ""
+
+
+def _plain(option: str) -> str:
+    return option.lstrip("-").replace("-", "_")
