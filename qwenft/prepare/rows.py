@@ -49,6 +49,8 @@ class Reason(StrEnum):
     IMAGE_ID_UNKNOWN = "image-id-unknown"
     DUPLICATE_ID = "duplicate-id"
     ROW_UNREADABLE = "row-unreadable"
+    ROW_UNSAFE = "row-unsafe"
+    ANNOTATION_MISSING = "annotation-missing"
 
 
 EXPLANATIONS: Mapping[Reason, str] = {
@@ -76,6 +78,8 @@ EXPLANATIONS: Mapping[Reason, str] = {
     Reason.IMAGE_ID_UNKNOWN: "the object belongs to no picture of the file",
     Reason.DUPLICATE_ID: "an earlier one has the same id",
     Reason.ROW_UNREADABLE: "the row does not have the form of its file",
+    Reason.ROW_UNSAFE: "the file defines entities, with which a few bytes can fill a machine's memory",
+    Reason.ANNOTATION_MISSING: "the picture has no annotation, which is not the same as nothing to be found in it",
 }
 
 
@@ -109,6 +113,13 @@ class BadObject:
     reason: Reason
     detail: str
     original: Mapping[str, Any]
+
+
+def parted(objects: Iterable[RawBox | BadObject]) -> tuple[tuple[RawBox, ...], tuple[BadObject, ...]]:
+    """The boxes of a picture, and what is none."""
+    found = list(objects)
+    boxes = tuple(item for item in found if isinstance(item, RawBox))
+    return boxes, tuple(item for item in found if isinstance(item, BadObject))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,18 @@ from typing import Final
 from qwenft.core.errors import DataError, nearest
 from qwenft.core.events import Emit, note
 from qwenft.prepare.rows import Request, Source
-from qwenft.prepare.sources import coco, conversations, records, table
+from qwenft.prepare.sources import (
+    coco,
+    conversations,
+    csvfile,
+    imagefolder,
+    labelme,
+    labelstudio,
+    records,
+    table,
+    voc,
+    yolo,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,29 +33,42 @@ class Loader:
     """For people: what such a source looks like."""
 
 
+def _quiet(read: Callable[[Path, Request], Source]) -> Callable[[Path, Request, Emit], Source]:
+    """A reader that has nothing to report while it opens."""
+    return lambda path, request, _: read(path, request)
+
+
 LOADERS: Final[Mapping[str, Loader]] = {
     "table": Loader(table.matches, table.open_folder, "a folder with parquet files, as on the hub, or a .parquet file"),
-    "coco": Loader(
-        coco.matches,
-        lambda path, request, _: coco.open_source(path, request),
-        "a COCO folder, or its instances.json or captions.json",
+    "yolo": Loader(yolo.matches, _quiet(yolo.open_source), "a YOLO data.yaml, or the folder that holds it"),
+    "voc": Loader(voc.matches, _quiet(voc.open_source), "a Pascal VOC folder (Annotations/*.xml, JPEGImages/)"),
+    "labelme": Loader(labelme.matches, _quiet(labelme.open_source), "a folder with LabelMe's JSON files"),
+    "coco": Loader(coco.matches, _quiet(coco.open_source), "a COCO folder, or its instances.json or captions.json"),
+    "labelstudio": Loader(labelstudio.matches, _quiet(labelstudio.open_source), "a JSON export of Label Studio"),
+    "imagefolder": Loader(
+        imagefolder.matches, _quiet(imagefolder.open_source), "a folder of pictures with metadata.jsonl or metadata.csv"
     ),
     "conversations": Loader(
         conversations.matches,
-        lambda path, request, _: conversations.open_source(path, request),
-        "a .json or .jsonl file in Qwen's conversations form",
+        _quiet(conversations.open_source),
+        "a .json or .jsonl file with conversations (Qwen's, LLaMA-Factory's or ms-swift's form)",
+    ),
+    "csv": Loader(
+        csvfile.matches, _quiet(csvfile.open_source), "a .csv file with an object or a question in each line"
     ),
     "records": Loader(
         records.matches,
-        lambda path, request, _: records.open_source(path, request),
+        _quiet(records.open_source),
         "a .json or .jsonl file with a picture, a question and a box in each record",
     ),
 }
 """Tried in this order; the first that says "mine" reads it (a COCO folder may hold other JSON files too)."""
 
 HUB_ID: Final = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(?::(?P<config>[\w.-]+))?")
-FILE_SUFFIXES: Final = (".json", ".jsonl", ".ndjson", ".parquet")
-GENERIC: Final = re.compile(r"(instances|annotations|_annotations|data|dataset|train|val|valid|validation|test).*")
+FILE_SUFFIXES: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".yaml", ".yml")
+GENERIC: Final = re.compile(
+    r"(instances|annotations|_annotations|data|dataset|metadata|train|val|valid|validation|test).*"
+)
 """A file of such a name is named after its folder alone."""
 
 

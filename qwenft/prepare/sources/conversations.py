@@ -1,5 +1,11 @@
-"""Qwen's `conversations` form: the question in the human turn, the boxes in the model's."""
+"""Conversations with the boxes in the model's turn: Qwen's form, LLaMA-Factory's two and ms-swift's.
 
+Sources: QwenLM/Qwen2.5-VL (qwen-vl-finetune/README.md), hiyouga/LLaMA-Factory (data/README.md: sharegpt and
+alpaca), modelscope/ms-swift (docs, Customization/Custom-dataset: `<ref-object>` and `<bbox>` stand for the entries of
+`objects`; `bbox_type` is `real`, px of the picture itself, or `norm1`).
+"""
+
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -17,6 +23,7 @@ from qwenft.prepare.sources.records import PEEKED, files_in, first_record, narro
 
 HUMAN: Final = frozenset({"human", "user"})
 MODEL: Final = frozenset({"gpt", "assistant"})
+PLACEHOLDER: Final = re.compile(r"<ref-object>|<bbox>")
 CATEGORIES: Final = re.compile(r"categories:?\s*['\"](?P<names>[^'\"]+)['\"]")
 """The detection prompt of the Qwen team lists what it asks for between quotes."""
 FRAMES: Final = (
@@ -25,10 +32,26 @@ FRAMES: Final = (
 )
 
 
+TURNS: Final = ("conversations", "messages", "conversation")
+PAIRS: Final = (("instruction", "output"), ("query", "response"))
+"""Question and answer where a record holds one exchange and no list of turns."""
+
+
 def matches(path: Path) -> bool:
-    """Whether the first record has turns of a conversation."""
+    """Whether the first record has turns of a conversation, or one question with its answer."""
     first = first_record(path)
-    return first is not None and isinstance(first.get("conversations", first.get("messages")), list)
+    return first is not None and (_listed(first) is not None or _pair(first) is not None)
+
+
+def _listed(record: Mapping[str, Any]) -> list[Any] | None:
+    return next((record[key] for key in TURNS if isinstance(record.get(key), list)), None)
+
+
+def _pair(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    for question, answer in PAIRS:
+        if isinstance(record.get(question), str) and isinstance(record.get(answer), str):
+            return f"{record[question]} {record.get('input') or ''}".strip(), record[answer]
+    return None
 
 
 def open_source(path: Path, request: Request) -> Source:
@@ -39,14 +62,22 @@ def open_source(path: Path, request: Request) -> Source:
     task = request.task or _task(first)
     if task is None:
         raise DataError(f"{path.absolute()} has no question and answer in its conversations")
+    stated = _stated(first)
     return Source(
         kind="conversations",
         about={"path": str(path.absolute()), "files": [file.name for file in files.values()]},
         splits=tuple(files),
         rows=lambda: _rows(files, root, task, request),
+        stated=stated,
         readings=("xyxy", "xyxy_1000", "xyxy_norm"),
-        notes=() if task == "caption" else (FRAMES,),
+        notes=() if task == "caption" or stated else (FRAMES,),
     )
+
+
+def _stated(records: Sequence[Mapping[str, Any]]) -> str | None:
+    """ms-swift's boxes are px of the picture itself, unless they say `norm1`; the others do not tell."""
+    kinds = {str(r["objects"].get("bbox_type") or "real") for r in records if isinstance(r.get("objects"), Mapping)}
+    return {"real": "xyxy", "norm1": "xyxy_norm"}.get(kinds.pop()) if len(kinds) == 1 else None
 
 
 def _task(records: Sequence[Mapping[str, Any]]) -> Task | None:
@@ -60,20 +91,66 @@ def _task(records: Sequence[Mapping[str, Any]]) -> Task | None:
 
 def turns(record: Mapping[str, Any]) -> list[tuple[str, str]] | None:
     """(question, answer) of each exchange; None where the turns do not alternate."""
+    objects = record.get("objects")
+    filler = _Filler(objects) if isinstance(objects, Mapping) else None
     found: list[tuple[str, str]] = []
     question = ""
-    for turn in record.get("conversations", record.get("messages")) or ():
-        if not isinstance(turn, Mapping):
+    for who, text in _said(record):
+        if text is None:
             return None
-        who, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-        if not isinstance(text, str):
-            return None
+        plain = filler.fill(text) if filler else text
         if who in HUMAN:
-            question = text
+            question = plain
         elif who in MODEL and question:
-            found.append((question.replace("<image>", "").strip(), text))
+            found.append((question.replace("<image>", "").strip(), plain))
             question = ""
     return found or None
+
+
+def _said(record: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """(who, text) of each turn; the text is None where it is not one."""
+    listed, pair = _listed(record), _pair(record)
+    if listed is None and pair is not None:
+        yield "user", pair[0]
+        yield "assistant", pair[1]
+    for turn in listed or ():
+        if not isinstance(turn, Mapping):
+            yield "", None
+            return
+        text = turn.get("value", turn.get("content"))
+        if isinstance(text, list):  # the parts of a chat template: pictures and texts
+            parts = [part.get("text") for part in text if isinstance(part, Mapping) and part.get("type") == "text"]
+            text = " ".join(part for part in parts if isinstance(part, str))
+        yield str(turn.get("from", turn.get("role"))), text if isinstance(text, str) else None
+
+
+class _Filler:
+    """Puts ms-swift's objects where their placeholders stand, in order."""
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self._left = {"<ref-object>": list(objects.get("ref") or ()), "<bbox>": list(objects.get("bbox") or ())}
+
+    def fill(self, text: str) -> str:
+        """Replace each placeholder by the next of its kind; one too many stays, and makes the answer unreadable."""
+        return PLACEHOLDER.sub(self._next, text)
+
+    def _next(self, match: re.Match[str]) -> str:
+        left = self._left[match.group()]
+        value = left.pop(0) if left else match.group()
+        return value if isinstance(value, str) else json.dumps(value)
+
+
+def _picture_in(record: Mapping[str, Any]) -> Any:
+    """The record's picture, or the one that stands in its first turn."""
+    for key in ("image", "images"):
+        if record.get(key):
+            return record[key]
+    for turn in _listed(record) or ():
+        parts = turn.get("content") if isinstance(turn, Mapping) else None
+        for part in parts if isinstance(parts, list) else ():
+            if isinstance(part, Mapping) and part.get("type") == "image":
+                return part.get("image") or part.get("path") or part.get("url")
+    return None
 
 
 def _rows(files: Mapping[str, Path], root: Path, task: Task, request: Request) -> Iterator[Row]:
@@ -81,7 +158,7 @@ def _rows(files: Mapping[str, Path], root: Path, task: Task, request: Request) -
         for record in islice(read_records(file), request.limit):
             place = place_of(record, split, file, root)
             pairs = turns(record.value)
-            picture = picture_of(record.value.get("image", record.value.get("images")), place)
+            picture = picture_of(_picture_in(record.value), place)
             if isinstance(picture, BadRow):
                 yield picture
             elif pairs is None:

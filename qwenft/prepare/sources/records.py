@@ -1,6 +1,7 @@
 """JSON and JSONL records, one question each, in any of the usual column names."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -18,15 +19,15 @@ NO_DATA: Final = frozenset({"manifest.json", "rejected.jsonl", "dataset_info.jso
 """Files in a folder of records that hold none."""
 
 
-def files_in(path: Path) -> dict[str, Path]:
+def files_in(path: Path, suffixes: Sequence[str] = SUFFIXES) -> dict[str, Path]:
     """Split -> file: one file is one split; in a folder each file is the split of its name."""
     if path.is_file():
         match = SPLIT_WORD.search(path.stem.lower())
-        return {match.group(1) if match else WHOLE: path} if path.suffix.lower() in SUFFIXES else {}
-    found = [file for file in sorted(path.glob("*")) if file.suffix.lower() in SUFFIXES and file.name not in NO_DATA]
+        return {match.group(1) if match else WHOLE: path} if path.suffix.lower() in suffixes else {}
+    found = [file for file in sorted(path.glob("*")) if file.suffix.lower() in suffixes and file.name not in NO_DATA]
     words = [match.group(1) if (match := SPLIT_WORD.search(file.stem.lower())) else file.stem for file in found]
     if len(found) == 1:
-        return files_in(found[0])
+        return files_in(found[0], suffixes)
     return dict(zip(words if len(set(words)) == len(found) else [file.stem for file in found], found, strict=True))
 
 
@@ -85,9 +86,15 @@ def _rows(files: dict[str, Path], root: Path, layout: Layout, request: Request) 
 def first_record(path: Path) -> dict[str, Any] | None:
     """The first record of a file or folder; None where there is none or it is broken (its reader will say where)."""
     for file in files_in(path).values():
-        try:
-            for record in read_records(file):
-                return record.value
-        except DataError:
-            return None
+        status = file.stat()
+        return _first_record(file, status.st_mtime_ns, status.st_size)
     return None
+
+
+@lru_cache(maxsize=8)
+def _first_record(file: Path, _mtime_ns: int, _size: int) -> dict[str, Any] | None:
+    """Several formats look at it in turn: a file is parsed once for that."""
+    try:
+        return next((record.value for record in read_records(file)), None)
+    except DataError:
+        return None
