@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the frozen weights. auto: bfloat16 on a GPU, float32 on the CPU."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    """Recompute activations in the backward pass: half the memory, several times slower (benchmarks/README.md)."""
     save_every: PositiveInt | None = None
     """Updates between checkpoints. Unset: one each epoch."""
     keep_last: PositiveInt = 2

@@ -18,15 +18,13 @@ class Devices:
     ids: tuple[int, ...] = ()
     """As nvidia-smi shows them."""
     names: tuple[str, ...] = ()
+    indices: tuple[int, ...] = ()
+    """What torch calls them in a process that sees what this one sees: positions in CUDA_VISIBLE_DEVICES."""
 
     def environment(self) -> dict[str, str]:
-        """What must be set before CUDA starts; then cuda:0 is the first of `ids`."""
+        """What a child process must be given before its CUDA starts; there cuda:0 is the first of `ids`."""
         visible = ",".join(str(i) for i in self.ids)
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
-
-    def set_environment(self) -> None:
-        """Set it for this process.  Without effect once CUDA was started here."""
-        os.environ.update(self.environment())
 
     def mapping(self) -> list[str]:
         """How torch's names and nvidia-smi's ids belong together: `cuda:0 = GPU 1 (NVIDIA H100)`."""
@@ -48,7 +46,7 @@ def choose_devices(gpus: str | None, environment: Mapping[str, str] = os.environ
     names, problem = _installed_gpus()
     allowed = _allowed(environment.get("CUDA_VISIBLE_DEVICES"), names)
     if text == "auto":
-        return Devices("cuda", 1, allowed[:1], (names[allowed[0]],)) if allowed else Devices("cpu", 1)
+        return _cuda(allowed[:1], names, allowed) if allowed else Devices("cpu", 1)
     ids = allowed if text == "all" else _parse_ids(text)
     if not names:
         raise DeviceError(f"--gpus {gpus}: no NVIDIA GPU is there ({problem})", hint="--gpus cpu")
@@ -58,13 +56,18 @@ def choose_devices(gpus: str | None, environment: Mapping[str, str] = os.environ
             raise DeviceError(f"--gpus {gpus}: there is no GPU {gpu}", hint=f"there are: {listed}")
         if gpu not in allowed:
             outside = environment.get("CUDA_VISIBLE_DEVICES")
+            inside = f"--gpus {','.join(map(str, allowed))}, or " if allowed else ""
             raise DeviceError(
                 f"--gpus {gpus}: GPU {gpu} is outside CUDA_VISIBLE_DEVICES={outside}",
-                hint=f"--gpus {','.join(map(str, allowed))}, or unset CUDA_VISIBLE_DEVICES",
+                hint=f"{inside}unset CUDA_VISIBLE_DEVICES",
             )
     if not ids:
         raise DeviceError("--gpus all: CUDA_VISIBLE_DEVICES hides every GPU", hint="--gpus cpu")
-    return Devices("cuda", len(ids), ids, tuple(names[gpu] for gpu in ids))
+    return _cuda(ids, names, allowed)
+
+
+def _cuda(ids: tuple[int, ...], names: Mapping[int, str], allowed: tuple[int, ...]) -> Devices:
+    return Devices("cuda", len(ids), ids, tuple(names[i] for i in ids), tuple(allowed.index(i) for i in ids))
 
 
 def _parse_ids(text: str) -> tuple[int, ...]:

@@ -61,7 +61,7 @@ def duration(seconds: float) -> str:
 
 
 EVERY_S = 30.0
-EVERY_SHARE = 0.1
+EVERY_SHARE = 0.1 - 1e-9
 
 
 class PlainLines:

@@ -13,7 +13,7 @@ _SHORT = {"lr": "learning_rate", "bs": "batch_size", "accum": "accumulation", "r
 
 def check_overrides(words: Sequence[str]) -> None:
     """Hold that each word is `key=value`: `epochs 2` is the usual slip.  Raises UsageError."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         if "=" not in word:
             value = after if after and "=" not in after else "…"
             raise UsageError(f"{word!r} is no setting: expected key=value", hint=f"qwenft train {word}={value}")

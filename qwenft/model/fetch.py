@@ -96,4 +96,7 @@ def _fetch(name: str, access: HubAccess, weights: bool, emit: Emit) -> Path:
         api.hf_hub_download(name, file, revision=info.sha, tqdm_class=byte_meter(done, total, emit))
         done += sizes[file]
         emit(progress("fetch", done, total))
+    api.hf_hub_download(
+        name, "config.json"
+    )  # without a revision: notes in the cache what `main` is, for HF_HUB_OFFLINE
     return Path(api.hf_hub_download(name, "config.json", revision=info.sha)).parent

@@ -1,5 +1,6 @@
 """Batched greedy generation: questions in, predictions in image px out, each with its status and score."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -158,12 +159,12 @@ def torch_device(gpus: str | None, dtype: str) -> tuple[torch.device, torch.dtyp
     devices = choose_devices(gpus)
     if devices.processes > 1:
         raise DeviceError(f"predict and eval use one device, {gpus} names {devices.processes}", hint="--gpus 0")
-    devices.set_environment()
-    kind = "cpu" if devices.kind == "cpu" or not torch.cuda.is_available() else "cuda"
-    if kind != devices.kind:
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi's ids, if CUDA has not started yet
+    if devices.kind == "cuda" and not torch.cuda.is_available():
         raise DeviceError("a GPU is there, but this torch cannot use it", hint="nvidia-smi; or --gpus cpu")
-    weights = {"auto": torch.bfloat16 if kind == "cuda" else torch.float32}.get(dtype) or getattr(torch, dtype)
-    return torch.device(kind), weights
+    device = torch.device("cuda", devices.indices[0]) if devices.kind == "cuda" else torch.device("cpu")
+    automatic = torch.bfloat16 if devices.kind == "cuda" else torch.float32
+    return device, automatic if dtype == "auto" else getattr(torch, dtype)
 
 
 class _ChosenProbabilities(LogitsProcessor):

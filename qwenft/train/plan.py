@@ -15,6 +15,8 @@ from qwenft.model.load import add_lora, load_config, lora_modules, meta_model
 TEXT_TOKENS: Final = 110
 """Assumed for system text, question and answer of one sample: the Qwen team's prompt takes about 50, a box about 40."""
 GIB: Final = 1024**3
+ALLOCATOR_SHARE: Final = 0.08
+"""What the allocator and the kernels' own buffers add: measured on the 3B shape (benchmarks/README.md)."""
 
 
 def planned_updates(config: TrainConfig, num_samples: int, processes: int) -> Updates:
@@ -124,6 +126,7 @@ def memory_estimate(
         "activations": (kept + tower) / GIB,
         "logits": logits / GIB,
     }
+    parts["allocator"] = ALLOCATOR_SHARE * sum(parts.values())
     return {
         **{name: round(value, 3) for name, value in parts.items()},
         "total": round(sum(parts.values()), 2),

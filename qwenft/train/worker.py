@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from transformers import TrainingArguments, set_seed
 
+from qwenft import __version__
 from qwenft.core.config import TrainConfig, make_config, to_yaml
 from qwenft.core.devices import Devices
 from qwenft.core.errors import DeviceError, QwenftError
@@ -152,8 +153,9 @@ def _make_folder(job: Job, dataset: PreparedDataset) -> None:
 def trained_contract(base: Contract, config: TrainConfig, dataset: PreparedDataset) -> Contract:
     """The contract of the adapter that this run makes."""
     samples = dataset.samples(dataset.train)
-    packages = ("qwenft", "torch", "transformers", "peft", "accelerate")
-    versions = {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
+    packages = ("torch", "transformers", "peft", "accelerate")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions |= {"qwenft": __version__, "python": platform.python_version()}
     return replace(
         base,
         weights_sha256=base_contract(config.model).weights_sha256,
