@@ -224,7 +224,9 @@ def train(
             return
         finished = last["finished"]
         if json:
-            screen.result({"run": run.name, "path": str(run.path), **{k: v for k, v in finished.items() if k != "event"}})
+            screen.result(
+                {"run": run.name, "path": str(run.path), **{k: v for k, v in finished.items() if k != "event"}}
+            )
             return
         rows = [("run", str(run.path)), ("adapter", finished["adapter"]), ("log", str(run.log))]
         rows += [("curves", str(run.path / "curves.png"))]
@@ -456,5 +458,7 @@ def main() -> None:
 def _failed(shown: QwenftError, error: Exception) -> int:
     if os.environ.get(DEBUG):
         raise error
+    command = sys.argv[1] if sys.argv[1:] and sys.argv[1].isidentifier() else ""
+    shown.hint = shown.hint or f"qwenft {command} --help".replace("  ", " ")
     _screen().error(shown)
     return shown.exit_code

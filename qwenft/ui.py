@@ -85,7 +85,7 @@ class Screen:
         elif kind == "run":
             self._say(event["path"], "run".ljust(13), "dim", whole=True)
         elif kind == "warning":
-            self._say(event["text"], "warning ", "yellow")
+            self._say(event["text"], "warning: ", "yellow")
         elif kind == "checkpoint":
             self._say(f"checkpoint of step {event['step']}", style="dim")
         elif kind == "adapter":
@@ -313,6 +313,7 @@ class _Bars(Progress):
 
     def wait(self, text: str) -> None:
         self._waiting = (text, time.monotonic())
+        self.refresh()
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Rows, or the spinner with the seconds waited so far."""

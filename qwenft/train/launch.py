@@ -149,9 +149,9 @@ class _Worker:
 
     def _stop(self, number: signal.Signals) -> None:
         """Ask for a checkpoint and the end; a second Ctrl-C ends at once."""
-        self.emit({"event": "stopping", "signal": int(number)})
-        self._signal(number)
         try:
+            self.emit({"event": "stopping", "signal": int(number)})
+            self._signal(number)
             self._until_end()
         except (KeyboardInterrupt, _TerminatedError):
             self._kill()
