@@ -11,7 +11,7 @@ from qwenft.core.errors import DataError, UsageError, nearest
 from qwenft.core.events import Emit, ignore, note, progress, warning
 from qwenft.core.files import whole_folder
 from qwenft.core.samples import PreparedDataset, Sample, as_task
-from qwenft.prepare import checks, convention, splits, write
+from qwenft.prepare import checks, convention, exports, splits, write
 from qwenft.prepare.checks import Frame, Rules, Taken
 from qwenft.prepare.pictures import PictureError, PictureStore
 from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Reason, Request, Source, counted
@@ -35,6 +35,7 @@ class Options:
     output_format: str = "jsonl"
     preview: int = 8
     command: str = ""
+    export: tuple[str, ...] = ()
 
 
 def prepare_dataset(
@@ -58,6 +59,7 @@ def prepare_dataset(
     follow_links: bool = False,
     clip: bool = False,
     exif: str = "auto",
+    export: Sequence[str] = (),
     command: str = "",
     emit: Emit = ignore,
 ) -> PreparedDataset:
@@ -65,13 +67,14 @@ def prepare_dataset(
 
     dataset: a hub id (`owner/name[:config]`), a folder or a file.  out: where to write; default `root`/data/<name>.
     root: where relative paths start; default the current folder.  exif: which way up the boxes of turned pictures are
-    meant, where the data do not tell (`upright`, `stored`).
+    meant, where the data do not tell (`upright`, `stored`).  export: other tools' forms to write too, under exports/.
     Nothing stands at `out` unless all went well; an interrupted call goes on from the pictures it had stored.
     Raises DataError, HubError or UsageError.
     """
     base = (root or Path.cwd()).absolute()
     request = Request(tuple(splits), limit, None if task == "auto" else as_task(task), columns or {})
     _check_options(limit, val_fraction, output_format, exif, preview)
+    _check_forms(export)
     options = Options(
         bbox_format=_bbox_format(bbox_format),
         exif=FRAMES[exif],
@@ -82,6 +85,7 @@ def prepare_dataset(
         output_format=output_format,
         preview=preview,
         command=command or f"prepare_dataset({dataset!r})",
+        export=tuple(dict.fromkeys(export)),
     )
     target = resolve(dataset, base, emit)
     folder = (base / out.expanduser()) if out is not None else base / "data" / target.name
@@ -103,6 +107,12 @@ def _check_options(limit: int | None, val_fraction: float, output_format: str, e
         raise UsageError(f"unknown --exif {exif!r}", hint=nearest(exif, FRAMES))
     if preview < 0:
         raise UsageError(f"--preview must be 0 or more, got {preview}", hint="--preview 8")
+
+
+def _check_forms(forms: Sequence[str]) -> None:
+    for form in forms:
+        if form not in exports.FORMS:
+            raise UsageError(f"unknown --export {form!r}", hint=nearest(form, exports.FORMS))
 
 
 def _bbox_format(text: str) -> str | None:
@@ -256,6 +266,7 @@ def _build(staging: Path, name: str, source: Source, *, request: Request, option
         counts=counts,
         reasons=Counter([str(bad.reason) for bad in result.bad_rows] + [str(bad.reason) for bad in result.bad_objects]),
         limit=request.limit,
+        exported=tuple(text for form in options.export for text in exports.export(staging, division.samples, form)),
     )
     for kind, text in write.spoken(report):
         emit(warning(text) if kind == "warning" else note(text))

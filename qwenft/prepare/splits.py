@@ -1,6 +1,7 @@
 """What each split is for: something to train on and something held out, divided by picture; pure."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ NAMES: Final[Mapping[str, str]] = {
     "minival": "val",
 }
 """Other words for the same split."""
+TAKEN: Final = ("rejected", "manifest")
+"""Stems of files that a prepared data set has already."""
 BENCHMARKS: Final = ("refcoco", "refcoco+", "refcocog", "refcocoplus", "refcoco-m")
 """Published test beds: whoever trains on their val or test must say so."""
 
@@ -28,6 +31,16 @@ class Division:
     samples: Mapping[str, tuple[Sample, ...]]
     roles: Mapping[str, Role]
     notes: tuple[str, ...]
+
+
+def file_name_of(split: str) -> str:
+    """The split's name as the stem of its file: a data set's own words may not lead out of the folder.
+
+    >>> file_name_of("test-A"), file_name_of("../../etc"), file_name_of("rejected")
+    ('test-A', 'etc', 'rejected-rows')
+    """
+    plain = re.sub(r"[^\w.-]+", "-", split).strip(".-")[:80] or "split"
+    return f"{plain}-rows" if plain.lower() in TAKEN else plain
 
 
 def role_of(name: str) -> Role:
@@ -49,7 +62,7 @@ def divide(by_split: Mapping[str, Sequence[Sample]], *, val_fraction: float, see
     """
     named: dict[str, tuple[Sample, ...]] = {}
     for name, samples in by_split.items():
-        key = NAMES.get(name.lower(), name)
+        key = file_name_of(NAMES.get(name.lower(), name))
         named[key] = (*named.get(key, ()), *samples)
     filled = {name: samples for name, samples in named.items() if samples}
     roles = {name: role_of(name) for name in filled}

@@ -39,6 +39,7 @@ class Report:
     counts: Mapping[str, int]
     reasons: Counter[str]
     limit: int | None
+    exported: tuple[str, ...] = ()
 
 
 def spoken(report: Report) -> list[Said]:
@@ -64,7 +65,7 @@ def _notes(report: Report) -> Iterator[Said]:
         yield "note", f"{counted(report.reused, 'picture')} from an interrupted prepare used again"
     if report.limit is not None:
         yield "note", f"no more than the first {counted(report.limit, 'row')} of each split read (--limit)"
-    yield from (("note", text) for text in report.division.notes)
+    yield from (("note", text) for text in (*report.division.notes, *report.exported))
 
 
 _FRAMES: Mapping[Frame, str] = {

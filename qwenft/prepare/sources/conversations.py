@@ -24,7 +24,10 @@ from qwenft.prepare.sources.records import PEEKED, files_in, first_record, narro
 HUMAN: Final = frozenset({"human", "user"})
 MODEL: Final = frozenset({"gpt", "assistant"})
 PLACEHOLDER: Final = re.compile(r"<ref-object>|<bbox>")
-CATEGORIES: Final = re.compile(r"categories:?\s*['\"](?P<names>[^'\"]+)['\"]")
+REFERRING: Final = re.compile(
+    r"Locate (?P<phrase>.+) in this image and output the bbox coordinates in JSON format\.", re.DOTALL
+)
+CATEGORIES: Final = re.compile(r"categories:?\s*(?P<quote>['\"])(?P<names>.+)(?P=quote)", re.DOTALL)
 """The detection prompt of the Qwen team lists what it asks for between quotes."""
 FRAMES: Final = (
     "boxes in conversations may be meant in pixels of the picture or of a resized input; a file that was written for "
@@ -184,7 +187,7 @@ def _exchanges(
         if problem:
             yield BadRow(place.split, where, problem, answer.how, place.original)
             continue
-        query = phrase_of(question)
+        query = _phrase(question)
         boxes = tuple(RawBox(found.box_xyxy, found.label or query, False, where) for found in answer.objects)
         if task == "detection":
             names = CATEGORIES.search(question)
@@ -192,6 +195,12 @@ def _exchanges(
             yield RawRow(boxes=boxes, categories=asked, **common)
         else:
             yield RawRow(query=query, boxes=boxes, **common)
+
+
+def _phrase(question: str) -> str:
+    """What is asked for: as it stands in the Qwen team's prompt, else what an instruction of any kind leaves."""
+    match = REFERRING.fullmatch(question)
+    return match.group("phrase") if match else phrase_of(question)
 
 
 def _problem(answer: Answer) -> Reason | None:
