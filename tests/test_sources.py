@@ -310,3 +310,36 @@ def test_the_format_is_told_by_content_not_by_name(tmp_path: Path) -> None:
     (source / "instances.json").rename(renamed)
     records = write_records(tmp_path / "set", good_rows(tmp_path / "set"), "instances.json")
     assert (detect(renamed), detect(source), detect(records)) == ("coco", "coco", "records")
+
+
+def test_a_row_may_ask_for_several_things_for_one_or_for_none(tmp_path: Path) -> None:
+    """As gRefCOCO has it: sentences with their tokens, and a list of boxes that may be empty."""
+    rows = []
+    for number, row in enumerate(good_rows(tmp_path / "set", 12)):
+        sentences = [{"sent": f"thing {number}", "tokens": ["thing"]}, {"sent": f"that of {number}", "tokens": []}]
+        boxes = [
+            [b[0], b[1], b[2] - b[0], b[3] - b[1]] for b in (corners(number), [2, 3, 90, 80], corners(number + 50))
+        ]
+        rows.append(
+            {"image": row["image"], "sentences": sentences, "bbox": boxes[: number % 4], "no_target": not number % 4}
+        )
+    write_records(tmp_path / "set", rows)
+    data = prepare(tmp_path / "set", tmp_path, val_fraction=0)
+    found = {s.query: s.objects for s in data.samples("train")}
+    assert data.manifest.bbox["convention"] == "xywh"
+    assert len(found) == data.manifest.counts["rows_read"] == 24 and data.manifest.counts["negatives"] == 6
+    for number in range(12):
+        assert len(found[f"thing {number}"]) == len(found[f"that of {number}"]) == number % 4
+        assert {o.label for o in found[f"thing {number}"]} <= {f"thing {number}"}
+    assert list(found["thing 3"][2].bbox) == corners(53)
+
+
+def test_a_split_named_by_the_data_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    rows = good_rows(tmp_path / "set", 12)
+    for number, row in enumerate(rows):
+        row["split"] = ("train", "../../../evil", "rejected")[number % 3]
+    write_records(tmp_path / "set", rows)
+    data = prepare(tmp_path / "set", tmp_path)
+    assert list(data.manifest.splits) == ["train", "evil", "rejected-rows"]
+    assert not list(tmp_path.rglob("*evil.jsonl"))[1:] and (data.path / "evil.jsonl").is_file()
+    assert data.manifest.counts["rejected"] == 0

@@ -18,7 +18,7 @@ ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "image": ("image", "img", "picture", "photo", "image_path", "img_path", "image_file", "file_name", "filename",
               "path", "images"),
     "query": ("query", "expression", "referring_expression", "phrase", "question", "instruction", "sentence", "ref",
-              "prompt", "text", "caption"),
+              "prompt", "text", "caption", "expressions", "sentences"),
     "bbox": ("bbox", "bbox_2d", "bboxes", "box", "boxes", "bounding_box", "bounding_boxes", "objects", "annotations"),
     "label": ("label", "labels", "category", "categories_of_boxes", "class", "class_name", "name"),
     "captions": ("captions", "caption", "references", "sentences", "description", "text"),
@@ -31,6 +31,7 @@ ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "task": ("task",),
 }  # fmt: skip
 """Role -> the names under which data sets have it, likeliest first.  `--columns role=name` overrides."""
+SENTENCE_KEYS: Final = ("sent", "raw", "text", "expression", "caption")
 BOX_KEYS: Final = ("bbox", "bbox_2d", "box", "bounding_box")
 LABEL_KEYS: Final = ("label", "category", "category_name", "name", "class", "category_id", "labels", "categories")
 
@@ -221,7 +222,9 @@ def _declared(get: Mapping[str, Any]) -> Size | None:
 def _texts(value: Any) -> list[str]:
     if value is None:
         return []
-    return [str(item) for item in value if item is not None] if isinstance(value, (list, tuple)) else [str(value)]
+    if isinstance(value, Mapping):  # a sentence of the RefCOCO family's own files, with its tokens and ids
+        return [str(value[key]) for key in SENTENCE_KEYS if value.get(key)][:1]
+    return [text for item in value for text in _texts(item)] if isinstance(value, (list, tuple)) else [str(value)]
 
 
 def read_boxes(
