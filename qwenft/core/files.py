@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -269,22 +270,51 @@ def whole_folder(path: Path, *, keep: str = "") -> Iterator[Path]:
     On an error nothing stands at `path`.  With `keep` (the name of a subfolder) the staging folder outlives an
     interruption, so that the next try finds what the last one already made there; else it is removed.
     A folder that stands at `path` already is replaced only at the very end.
+    Raises DataError while another process is at it.
     """
     path = path.resolve() if path.is_symlink() else path  # its staging folder must lie on the same disk
     staging = path.with_name(f".{path.name}.partial")
-    if not keep and staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True, exist_ok=True)
-    for item in staging.iterdir():
-        if item.name != keep:
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
+    with _held(staging, path):
+        for item in staging.iterdir():
+            if item.name != keep:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+        try:
+            yield staging
+        except BaseException:
+            if not keep or not (staging / keep).exists():
+                shutil.rmtree(staging, ignore_errors=True)
+            raise
+        replace_folder(staging, path)
+
+
+@contextmanager
+def _held(staging: Path, path: Path) -> Iterator[None]:
+    """Make the staging folder and hold it against a second writer, who is told; a killed one holds nothing."""
+    if sys.platform == "win32":
+        staging.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    import fcntl
+
+    while True:
+        staging.mkdir(parents=True, exist_ok=True)
+        handle = os.open(staging, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise DataError(
+                f"another process is writing {path} right now", hint="wait until it is done, or write elsewhere"
+            ) from None
+        except OSError:  # a disk that cannot lock
+            pass
+        if staging.exists() and os.path.samestat(os.fstat(handle), staging.stat()):
+            break
+        os.close(handle)  # the other one was done just now, and took the folder away
     try:
-        yield staging
-    except BaseException:
-        if not keep or not (staging / keep).exists():
-            shutil.rmtree(staging, ignore_errors=True)
-        raise
-    replace_folder(staging, path)
+        yield
+    finally:
+        os.close(handle)
 
 
 def replace_folder(new: Path, path: Path) -> None:

@@ -50,6 +50,10 @@ class Prediction:
     prompt: str
     how: str = ""
     """What was repaired, or why nothing could be read."""
+    model: str = ""
+    """The base model, as it was named."""
+    adapter: str | None = None
+    """The adapter's folder; None: the base model answered."""
 
     def to_json(self) -> dict[str, Any]:
         """The form of a JSON line (design.md, section 1: predict)."""
@@ -68,6 +72,8 @@ class Prediction:
             **({"how": self.how} if self.how else {}),
             "text": self.text,
             "prompt": self.prompt,
+            "model": self.model,
+            "adapter": self.adapter,
         }
 
     @classmethod
@@ -90,5 +96,12 @@ class Prediction:
             str(value.get("id", "")),
         )
         return cls(
-            question, value["status"], tuple(objects), value["text"], value.get("prompt", ""), value.get("how", "")
+            question,
+            value["status"],
+            tuple(objects),
+            text=value["text"],
+            prompt=value.get("prompt", ""),
+            how=value.get("how", ""),
+            model=value.get("model", ""),
+            adapter=value.get("adapter"),
         )

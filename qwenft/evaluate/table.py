@@ -31,7 +31,7 @@ def score_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         for path in figures if task in scores else ():
             if path[0] == "negatives" and not scores[task]["negatives"]["n"]:
                 continue
-            cells = [f"{task} {path[-1].replace('_', ' ')}"]
+            cells = [f"{task} {figure_name(path[-1])}"]
             if baseline:
                 cells.append(number(_at(baseline[task], path)))
             cells.append(number(_at(scores[task], path)))
@@ -41,6 +41,15 @@ def score_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 cells.append(number(_at(constant, path)) if task == "grounding" and path[0] == "positives" else "")
             rows.append(cells)
     return columns, rows
+
+
+def figure_name(key: str) -> str:
+    """A key of metrics.json as people write it.
+
+    >>> figure_name("mean_iou"), figure_name("rejection_rate")
+    ('mean IoU', 'rejection rate')
+    """
+    return key.replace("_", " ").replace("iou", "IoU")
 
 
 def number(value: float | None) -> str:

@@ -32,6 +32,8 @@ class Predictor:
 
     model: Any
     encoder: Encoder
+    adapter: Path | None = None
+    """The adapter that answers; None: the base model, or one that is still being trained."""
 
     @classmethod
     def load(
@@ -64,7 +66,7 @@ class Predictor:
         network: Any = load_base(model, weights, device)
         if adapter is not None:
             network = load_adapter(network, adapter)
-        return cls(network, Encoder(load_processor(model), contract))
+        return cls(network, Encoder(load_processor(model), contract), adapter and adapter.absolute())
 
     @property
     def contract(self) -> Contract:
@@ -74,8 +76,12 @@ class Predictor:
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
         """Inside the block the base model answers, asked in the same way."""
-        with self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext():
-            yield
+        adapter, self.adapter = self.adapter, None
+        try:
+            with self.model.disable_adapter() if hasattr(self.model, "disable_adapter") else nullcontext():
+                yield
+        finally:
+            self.adapter = adapter
 
     def answer(
         self,
@@ -91,6 +97,7 @@ class Predictor:
         """
         size = batch_size or BATCH_SIZE[self.model.device.type]
         done = 0
+        emit(progress("questions", 0, len(questions)))
         while done < len(questions):
             batch = questions[done : done + size]
             try:
@@ -140,7 +147,7 @@ class Predictor:
         text = "".join(pieces)
         if question.task == "caption":
             status: Status = "ok" if text.strip() else "unparsable"
-            return Prediction(question, status, (), text.strip(), asked.prompt)
+            return self._prediction(question, status, (), text=text.strip(), prompt=asked.prompt)
         answer = read_answer(text)
         image_wh, input_wh = asked.picture.image_wh, asked.picture.input_wh
         objects = tuple(
@@ -151,7 +158,11 @@ class Predictor:
             )
             for found in answer.objects
         )
-        return Prediction(question, answer.status, objects, text, asked.prompt, answer.how)
+        return self._prediction(question, answer.status, objects, text=text, prompt=asked.prompt, how=answer.how)
+
+    def _prediction(self, question: Question, status: Status, objects: tuple[Detected, ...], **said: str) -> Prediction:
+        adapter = str(self.adapter) if self.adapter else None
+        return Prediction(question, status, objects, **said, model=self.contract.base, adapter=adapter)
 
 
 def torch_device(gpus: str | None, dtype: str) -> tuple[torch.device, torch.dtype]:

@@ -66,14 +66,20 @@ class Examiner:
     samples: Sequence[Sample]
     predictor: Predictor
     report: Emit
+    stop: StopRequest
     evals: list[dict[str, Any]] = field(default_factory=list)
 
     def measure(self, step: int) -> float | None:
-        """Emit an `eval` event and return the headline value, None where nothing can be measured."""
+        """Report an `eval` event and return the headline value; None where nothing can be measured, or after a stop."""
         start = time.monotonic()
         rank, world = _rank_and_world()
         mine = [Question.of(sample, self.dataset.path) for sample in self.samples[rank::world]]
-        predictions = _gathered(list(self.predictor.answer(mine)), world)
+        answers = []
+        for answer in self.predictor.answer(mine, emit=self.report):
+            answers.append(answer)
+            if world == 1 and self.stop.requested():  # several processes must all come to the same end
+                return None
+        predictions = _gathered(answers, world)
         scores = score_predictions(self.samples, predictions)
         metric, value = headline(scores)
         event = {
@@ -195,7 +201,11 @@ class Conductor(TrainerCallback):
         )  # fmt: skip
         trainer.num_samples = trainer.num_tokens = 0
         if state.global_step in self.eval_steps and self.examiner and not self.stop.signal:
-            self.keep_best(state.global_step, self.examiner.measure(state.global_step))
+            value = self.examiner.measure(state.global_step)
+            if self.stop.agreed(args.device):
+                control.should_save = control.should_training_stop = True
+            else:
+                self.keep_best(state.global_step, value)
         self._clock = time.monotonic()
 
 

@@ -20,10 +20,11 @@ from qwenft import __version__
 from qwenft.core.config import TrainConfig, make_config, to_yaml
 from qwenft.core.devices import Devices
 from qwenft.core.errors import DeviceError, QwenftError
-from qwenft.core.events import Emit, Event
+from qwenft.core.events import Event
 from qwenft.core.files import replace_folder, to_line, write_whole
 from qwenft.core.runs import Contract, Run, point_latest
 from qwenft.core.samples import PreparedDataset
+from qwenft.evaluate.run import spread
 from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import Encoder, TrainingData, collate
 from qwenft.model.load import add_lora, base_contract, load_base, load_processor, quiet_libraries
@@ -123,7 +124,7 @@ def _work(job: Job, stop: StopRequest) -> int:
     model_folder(config.model, emit=job.report)  # a download shows its progress
     contract = trained_contract(contract, config, dataset)
     trainer, examiner, best = _build(job, dataset, contract, plan, stop)
-    if examiner:
+    if examiner and not stop.requested():
         examiner.measure(0)
     if not stop.requested():
         trainer.train()
@@ -201,7 +202,7 @@ def _build(
     base.model.language_model.config.use_cache = False
     model = add_lora(base, config.parts, config.rank, config.alpha, config.dropout)
     encoder = Encoder(load_processor(config.model), contract)
-    examiner = _examiner(config, dataset, Predictor(model, encoder), job.report)
+    examiner = _examiner(job, dataset, Predictor(model, encoder), stop)
     best = BestAdapter(job, model, contract)
     updates = plan["updates"]
     conductor = Conductor(
@@ -235,15 +236,12 @@ def _silence(trainer: AdapterTrainer) -> None:
         trainer.remove_callback(callback)
 
 
-def _examiner(config: TrainConfig, dataset: PreparedDataset, predictor: Predictor, report: Emit) -> Examiner | None:
-    split = dataset.held_out
+def _examiner(job: Job, dataset: PreparedDataset, predictor: Predictor, stop: StopRequest) -> Examiner | None:
+    config, split = job.config, dataset.held_out
     if split is None or config.eval_samples == 0:
         return None
-    samples = dataset.samples(split)
-    # Evenly over the split, so that a sorted one is not measured on its beginning.
-    step = max(1.0, len(samples) / config.eval_samples)
-    chosen = [samples[int(i * step)] for i in range(min(config.eval_samples, len(samples)))]
-    return Examiner(dataset, split, chosen, predictor, report)
+    chosen = spread(dataset.samples(split), config.eval_samples)
+    return Examiner(dataset, split, chosen, predictor, job.report, stop)
 
 
 def training_arguments(job: Job, total: int) -> TrainingArguments:
