@@ -19,7 +19,7 @@ from qwenft.core.errors import DataError, RunError, UsageError
 from qwenft.core.events import Emit, Event, ignore
 from qwenft.core.files import write_json, write_jsonl
 from qwenft.core.predictions import Detected, Prediction, Question
-from qwenft.core.runs import Contract, Run, point_latest
+from qwenft.core.runs import Answerer, Contract, Run, point_latest
 from qwenft.core.samples import Manifest, PreparedDataset, Sample, SceneObject, SplitInfo
 from qwenft.evaluate import run as body
 from qwenft.evaluate.run import evaluate_run, spread
@@ -274,7 +274,8 @@ class House:
         point_latest(run)
         return run
 
-    def load(self, model: str, adapter: Path | None, gpus: str | None) -> FakePredictor:
+    def load(self, subject: Answerer, gpus: str | None, emit: Emit) -> FakePredictor:
+        model, adapter = subject.model, subject.adapter
         self.loaded.append((model, adapter, gpus))
         return FakePredictor(Contract.read(adapter) if adapter else contract_of(model))
 
