@@ -313,8 +313,9 @@ def test_an_interrupted_prepare_leaves_nothing_finished_and_goes_on_from_its_pic
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path / "set", tmp_path, emit=stop)
     assert not (tmp_path / "data" / "set").exists()
-    data = prepare(tmp_path / "set", tmp_path, limit=40)
-    assert "40 pictures from an interrupted prepare used again" in data.manifest.notes
+    events: list[Any] = []
+    data = prepare(tmp_path / "set", tmp_path, limit=40, emit=events.append)
+    assert {"event": "note", "text": "40 pictures of an earlier prepare used again"} in events
     assert data.manifest.counts["samples"] == 40
     assert_whole(data)
 
@@ -339,8 +340,10 @@ def test_a_preview_box_is_off_by_no_more_than_the_models_own_rounding(image_wh: 
 def test_previews_show_pictures_of_each_split(tmp_path: Path) -> None:
     write_records(tmp_path / "set", good_rows(tmp_path / "set", 20))
     data = prepare(tmp_path / "set", tmp_path, preview=4)
-    drawn = sorted((data.path / "preview").iterdir())
+    drawn = sorted((data.path / "preview").glob("[0-9]*"))
     assert len(drawn) == 4
+    with Image.open(data.path / "preview" / "contact-sheet.jpg") as sheet:
+        assert sheet.size == (6 * 248 + 8, 4 * 248 + 8)  # all 20, whatever the number of previews
     held = {s.id.rsplit("/", 1)[1] for s in data.samples("val")}
     assert any(path.stem.rsplit("-", 1)[1] in held for path in drawn)
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 from prepare_inputs import picture
 
-from qwenft.prepare.pictures import PictureError, PictureStore, decode, locate, turn_box
+from qwenft.prepare.pictures import PictureError, decode, locate, turn_box
 from qwenft.prepare.rows import PictureFile, Reason
+from qwenft.prepare.store import PictureStore
 
 
 def encoded(image: Image.Image, kind: str, **save: Any) -> bytes:

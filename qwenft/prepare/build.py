@@ -1,8 +1,8 @@
 """The body of `qwenft prepare`: from any source to a prepared data set, whole or absent."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +10,24 @@ from qwenft.core.boxes import CONVENTIONS
 from qwenft.core.errors import DataError, UsageError, nearest
 from qwenft.core.events import Emit, ignore, note, progress, warning
 from qwenft.core.files import whole_folder
-from qwenft.core.samples import PreparedDataset, Sample, as_task
+from qwenft.core.samples import Manifest, PreparedDataset, Sample, as_task
 from qwenft.prepare import checks, convention, exports, splits, write
+from qwenft.prepare.audit import audit
 from qwenft.prepare.checks import Frame, Rules, Taken
-from qwenft.prepare.pictures import PictureError, PictureStore
-from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Reason, Request, Source, counted
+from qwenft.prepare.pictures import PictureError
+from qwenft.prepare.rows import (
+    EXPLANATIONS,
+    BadObject,
+    BadRow,
+    PictureFile,
+    Reason,
+    Request,
+    Row,
+    Source,
+    counted,
+)
 from qwenft.prepare.sources import HubOptions, Target, open_source, resolve
+from qwenft.prepare.store import PictureStore
 
 REPORT_EVERY = 50
 """Rows between two reports of progress."""
@@ -36,6 +48,9 @@ class Options:
     preview: int = 8
     command: str = ""
     export: tuple[str, ...] = ()
+    num_proc: int = 1
+    earlier: Path | None = None
+    """A prepared data set that is being replaced: its pictures need not be decoded again."""
 
 
 def prepare_dataset(
@@ -60,6 +75,8 @@ def prepare_dataset(
     clip: bool = False,
     exif: str = "auto",
     export: Sequence[str] = (),
+    num_proc: int = 1,
+    dry_run: bool = False,
     command: str = "",
     emit: Emit = ignore,
 ) -> PreparedDataset:
@@ -68,13 +85,15 @@ def prepare_dataset(
     dataset: a hub id (`owner/name[:config]`), a folder or a file.  out: where to write; default `root`/data/<name>.
     root: where relative paths start; default the current folder.  exif: which way up the boxes of turned pictures are
     meant, where the data do not tell (`upright`, `stored`).  export: other tools' forms to write too, under exports/.
-    Nothing stands at `out` unless all went well; an interrupted call goes on from the pictures it had stored.
-    Raises DataError, HubError or UsageError.
+    num_proc: processes that decode pictures; with more than one a script that calls this needs
+    `if __name__ == "__main__":`.  dry_run: check and report; what is returned has samples, but no files.
+    Nothing stands at `out` unless all went well; an interrupted call goes on from the pictures it had stored, and one
+    that replaces a data set from that one's.  Raises DataError, HubError or UsageError.
     """
     base = (root or Path.cwd()).absolute()
     request = Request(tuple(splits), limit, None if task == "auto" else as_task(task), columns or {})
     _check_options(limit, val_fraction, output_format, exif, preview)
-    _check_forms(export)
+    _check_more_options(num_proc, export)
     options = Options(
         bbox_format=_bbox_format(bbox_format),
         exif=FRAMES[exif],
@@ -85,13 +104,22 @@ def prepare_dataset(
         output_format=output_format,
         preview=preview,
         command=command or f"prepare_dataset({dataset!r})",
-        export=tuple(dict.fromkeys(export)),
+        export=tuple(dict.fromkeys(export)) if not dry_run else (),
+        num_proc=num_proc,
     )
     target = resolve(dataset, base, emit)
     folder = (base / out.expanduser()) if out is not None else base / "data" / target.name
-    _check_out(folder, target, dataset, overwrite=overwrite)
+    if not dry_run:
+        _check_out(folder, target, dataset, overwrite=overwrite)
+    if (folder / "manifest.json").is_file():
+        options = replace(options, earlier=folder)
     source = open_source(target, request, HubOptions(hf_endpoint, revision, send_token), emit)
+    if dry_run:
+        made = _build(None, folder.name, source, request=request, options=options, emit=emit)
+        emit(note("a dry run: nothing was written"))
+        return PreparedDataset(folder, made.manifest, dict(made.samples))
     with whole_folder(folder, keep="images") as staging:
+        _check_out(folder, target, dataset, overwrite=overwrite)  # another prepare may have come in between
         _build(staging, folder.name, source, request=request, options=options, emit=emit)
     return PreparedDataset.open(folder)
 
@@ -109,7 +137,9 @@ def _check_options(limit: int | None, val_fraction: float, output_format: str, e
         raise UsageError(f"--preview must be 0 or more, got {preview}", hint="--preview 8")
 
 
-def _check_forms(forms: Sequence[str]) -> None:
+def _check_more_options(num_proc: int, forms: Sequence[str]) -> None:
+    if num_proc < 1:
+        raise UsageError(f"--num-proc must be at least 1, got {num_proc}", hint="--num-proc 4")
     for form in forms:
         if form not in exports.FORMS:
             raise UsageError(f"unknown --export {form!r}", hint=nearest(form, exports.FORMS))
@@ -152,30 +182,37 @@ class Collected:
 
 def _collect(source: Source, request: Request, store: PictureStore, emit: Emit) -> Collected:
     found = Collected()
-    seen: Counter[str] = Counter()
-    for row in source.rows():
-        if request.limit is not None and seen[row.split] >= request.limit:
-            continue
-        number = seen[row.split]
-        seen[row.split] += 1
+    for (number, row), stored in store.each(_numbered(source, request)):
         found.rows_read += 1
         if isinstance(row, BadRow):
             found.bad_rows.append(row)
         else:
             objects = len(row.boxes) + len(row.bad_objects)
             found.objects_read += objects
-            try:
-                stored = store.add(row.picture)
-            except PictureError as error:
-                found.bad_rows.append(BadRow(row.split, row.where, error.reason, error.detail, row.original))
+            if isinstance(stored, PictureError):
+                found.bad_rows.append(BadRow(row.split, row.where, stored.reason, stored.detail, row.original))
                 found.objects_lost += objects
-            else:
-                # The bytes are on the disk now: a table of pictures must not fill the memory.
-                found.taken.append((number, Taken(checks.without_bytes(row), stored)))
+            elif stored is not None:
+                found.taken.append((number, Taken(row, stored)))
         if found.rows_read % REPORT_EVERY == 0:
             emit(progress("reading rows", found.rows_read, source.total))
     emit(progress("reading rows", found.rows_read, found.rows_read))
     return found
+
+
+def _numbered(source: Source, request: Request) -> Iterator[tuple[tuple[int, Row], bytes | PictureFile | None]]:
+    """Each row with its number in its split, without its picture's bytes, and the picture."""
+    seen: Counter[str] = Counter()
+    for row in source.rows():
+        if request.limit is not None and seen[row.split] >= request.limit:
+            continue
+        number = seen[row.split]
+        seen[row.split] += 1
+        if isinstance(row, BadRow):
+            yield (number, row), None
+        else:
+            # The bytes go to the disk: a table of pictures must not fill the memory.
+            yield (number, checks.without_bytes(row)), row.picture
 
 
 class Settled(NamedTuple):
@@ -237,48 +274,73 @@ def _assemble(found: Collected, settled: Settled, source: Source, name: str) -> 
     return result
 
 
-def _build(staging: Path, name: str, source: Source, *, request: Request, options: Options, emit: Emit) -> None:
-    store = PictureStore(staging, options.follow_links)
-    found = _collect(source, request, store, emit)
-    settled = _settle([item for _, item in found.taken], source, options)
-    result = _assemble(found, settled, source, name)
-    if not any(result.by_split.values()):
-        raise _nothing_left(result.bad_rows, found.rows_read, source.kind)
+class Made(NamedTuple):
+    """What was built."""
+
+    manifest: Manifest
+    samples: Mapping[str, tuple[Sample, ...]]
+
+
+def _build(staging: Path | None, name: str, source: Source, *, request: Request, options: Options, emit: Emit) -> Made:
+    """Both passes.  staging: where all is written; None writes nothing."""
+    store = PictureStore(staging, options.follow_links, options.num_proc, options.earlier)
+    try:
+        found = _collect(source, request, store, emit)
+        if store.reused:
+            emit(note(f"{counted(store.reused, 'picture')} of an earlier prepare used again"))
+        settled = _settle([item for _, item in found.taken], source, options)
+        result = _assemble(found, settled, source, name)
+        if not any(result.by_split.values()):
+            raise _nothing_left(result.bad_rows, found.rows_read, source.kind)
+        report = _report(name, source, found, settled, result, request=request, options=options, staging=staging)
+        for kind, text in write.spoken(report):
+            emit(warning(text) if kind == "warning" else note(text))
+        manifest, samples = write.manifest(report, options.output_format), report.division.samples
+        if staging is not None:
+            write.write_dataset(
+                staging, manifest, samples, result.bad_rows, result.bad_objects, num_previews=options.preview
+            )
+            store.sweep({sample.image for part in samples.values() for sample in part})
+        return Made(manifest, samples)
+    finally:
+        store.close()
+
+
+def _report(
+    name: str,
+    source: Source,
+    found: Collected,
+    settled: Settled,
+    result: Result,
+    *,
+    request: Request,
+    options: Options,
+    staging: Path | None,
+) -> write.Report:
     origin = str(source.about.get("id") or source.about["path"])
     division = splits.divide(result.by_split, val_fraction=options.val_fraction, seed=options.seed, source=origin)
     counts = _counts(found, result, division, source)
     _check_books(counts)
     shown = _one_per_picture(found.taken)
-    turned = sum(item.stored.orientation != 1 for item in shown)
-    report = write.Report(
+    forms = options.export if staging is not None else ()
+    return write.Report(
         name=name,
         source=source,
         options_command=options.command,
         division=division,
+        audit=audit(division.samples, {item.stored.image: item.stored.dhash for item in shown}),
         verdict=settled.verdict,
         sizes=settled.rules.sizes,
         frame=settled.rules.frame,
         exif_votes=settled.exif_votes,
-        turned=turned,
+        turned=sum(item.stored.orientation != 1 for item in shown),
         converted=sum(item.stored.converted for item in shown),
         repeated_ids=0 if settled.rules.ids_are_unique else settled.repeated_ids,
-        reused=store.reused,
         counts=counts,
         reasons=Counter([str(bad.reason) for bad in result.bad_rows] + [str(bad.reason) for bad in result.bad_objects]),
         limit=request.limit,
-        exported=tuple(text for form in options.export for text in exports.export(staging, division.samples, form)),
+        exported=tuple(text for form in forms for text in exports.export(staging or Path(), division.samples, form)),
     )
-    for kind, text in write.spoken(report):
-        emit(warning(text) if kind == "warning" else note(text))
-    write.write_dataset(
-        staging,
-        report,
-        result.bad_rows,
-        result.bad_objects,
-        output_format=options.output_format,
-        num_previews=options.preview,
-    )
-    store.sweep({sample.image for samples in division.samples.values() for sample in samples})
 
 
 def _one_per_picture(taken: Sequence[tuple[int, Taken]]) -> list[Taken]:

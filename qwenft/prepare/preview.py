@@ -8,15 +8,17 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from qwenft.core.boxes import Box, Size, smart_resize, to_image_px, to_input_px
 from qwenft.core.samples import Sample
+from qwenft.prepare.audit import MAX_PIXELS, MIN_PIXELS
 
-MIN_PIXELS: Final = 3136
-MAX_PIXELS: Final = 1003520
-"""The pixel budget that training uses unless told otherwise: the drawn box is as coarse as the learned one."""
+SHEET: Final = 24
+"""Pictures on the contact sheet."""
+CELL_PX: Final = 240
+COLUMNS: Final = 6
 COLOURS: Final = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000")
 
 
 def round_trip(box_xyxy: Box, image_wh: Size) -> Box:
-    """Send a box (image px) to whole input px and back, as an answer of the model goes."""
+    """Send a box (image px) to whole input px and back, as an answer of the model goes: drawn as coarse as learned."""
     input_wh = smart_resize(image_wh, MIN_PIXELS, MAX_PIXELS)
     x1, y1, x2, y2 = (float(round(v)) for v in to_input_px(box_xyxy, image_wh, input_wh))
     return to_image_px((x1, y1, x2, y2), image_wh, input_wh)
@@ -35,13 +37,31 @@ def pick(splits: Sequence[Sequence[Sample]], count: int) -> list[Sample]:
     return list(chosen.values())
 
 
-def draw(folder: Path, samples: Sequence[Sample]) -> None:
-    """Write one JPEG a sample into `folder`/preview."""
+def draw(folder: Path, splits: Sequence[Sequence[Sample]], count: int) -> None:
+    """Write `count` JPEGs, one a sample, into `folder`/preview, and a contact sheet with more of them, but smaller."""
     target = folder / "preview"
     target.mkdir(exist_ok=True)
-    for number, sample in enumerate(samples, 1):
-        name = "".join(c if c.isalnum() else "-" for c in sample.id)[-60:].strip("-")
-        _drawn(folder / sample.image, sample).save(target / f"{number:02}-{name}.jpg", quality=90)
+    cells = []
+    for number, sample in enumerate(pick(splits, max(count, SHEET)), 1):
+        picture = _drawn(folder / sample.image, sample)
+        if number <= count:
+            name = "".join(c if c.isalnum() else "-" for c in sample.id)[-60:].strip("-")
+            picture.save(target / f"{number:02}-{name}.jpg", quality=90)
+        if number <= SHEET:
+            picture.thumbnail((CELL_PX, CELL_PX))
+            cells.append(picture)
+    if cells:
+        _sheet(cells).save(target / "contact-sheet.jpg", quality=90)
+
+
+def _sheet(cells: Sequence[Image.Image]) -> Image.Image:
+    columns = min(COLUMNS, len(cells))
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (CELL_PX + 8) + 8, rows * (CELL_PX + 8) + 8), "#dddddd")
+    for number, cell in enumerate(cells):
+        left, top = number % columns * (CELL_PX + 8) + 8, number // columns * (CELL_PX + 8) + 8
+        sheet.paste(cell, (left + (CELL_PX - cell.width) // 2, top + (CELL_PX - cell.height) // 2))
+    return sheet
 
 
 def _drawn(path: Path, sample: Sample) -> Image.Image:

@@ -12,10 +12,11 @@ from qwenft import __version__
 from qwenft.core.files import jsonable, to_line, write_json, write_jsonl, write_whole
 from qwenft.core.samples import SCHEMA_VERSION, Manifest, Sample, SplitInfo
 from qwenft.prepare import preview
+from qwenft.prepare.audit import Audit, result_of
 from qwenft.prepare.checks import Frame, Sizes
 from qwenft.prepare.convention import MIN_FIT, Verdict
 from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Source, counted
-from qwenft.prepare.splits import Division, overlaps
+from qwenft.prepare.splits import Division
 
 Said = tuple[Literal["note", "warning"], str]
 
@@ -28,6 +29,7 @@ class Report:
     source: Source
     options_command: str
     division: Division
+    audit: Audit
     verdict: Verdict | None
     sizes: Sizes
     frame: Frame
@@ -35,7 +37,6 @@ class Report:
     turned: int
     converted: int
     repeated_ids: int
-    reused: int
     counts: Mapping[str, int]
     reasons: Counter[str]
     limit: int | None
@@ -61,11 +62,9 @@ def _notes(report: Report) -> Iterator[Said]:
         )
     if report.converted:
         yield "note", f"{counted(report.converted, 'picture')} with 16 bits a channel, now rewritten with 8"
-    if report.reused:
-        yield "note", f"{counted(report.reused, 'picture')} from an interrupted prepare used again"
     if report.limit is not None:
         yield "note", f"no more than the first {counted(report.limit, 'row')} of each split read (--limit)"
-    yield from (("note", text) for text in (*report.division.notes, *report.exported))
+    yield from (("note", text) for text in (*report.audit.notes(), *report.division.notes, *report.exported))
 
 
 _FRAMES: Mapping[Frame, str] = {
@@ -106,14 +105,7 @@ def _warnings(report: Report) -> Iterator[Said]:
         )
     if report.repeated_ids:
         yield "warning", f"{report.repeated_ids:,} ids repeat, so they are not taken for ids of rows"
-    for shared in overlaps(report.division.samples):
-        yield (
-            "warning",
-            (
-                f"{counted(shared.pictures, 'picture')} in both {shared.one} and {shared.other} "
-                f"({shared.questions:,} with the same question): scores on {shared.other} are too good"
-            ),
-        )
+    yield from (("warning", text) for text in report.audit.warnings())
     if report.reasons:
         counts = report.counts
         table = ", ".join(f"{reason} {number:,}" for reason, number in report.reasons.most_common())
@@ -123,20 +115,20 @@ def _warnings(report: Report) -> Iterator[Said]:
 
 def write_dataset(
     folder: Path,
-    report: Report,
+    made: Manifest,
+    samples_of: Mapping[str, Sequence[Sample]],
     bad_rows: Sequence[BadRow],
     bad_objects: Sequence[BadObject],
     *,
-    output_format: str,
     num_previews: int,
 ) -> None:
     """Write all files of a prepared data set but its pictures, the manifest last."""
-    for split, samples in report.division.samples.items():
-        write_samples(folder / f"{split}.{output_format}", samples)
+    for split, samples in samples_of.items():
+        write_samples(folder / made.splits[split].file, samples)
     write_jsonl(folder / "rejected.jsonl", (*map(_bad_row, bad_rows), *map(_bad_object, bad_objects)))
     if num_previews:
-        preview.draw(folder, preview.pick(list(report.division.samples.values()), num_previews))
-    write_json(folder / "manifest.json", manifest(report, output_format).model_dump(mode="json"))
+        preview.draw(folder, list(samples_of.values()), num_previews)
+    write_json(folder / "manifest.json", made.model_dump(mode="json"))
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
@@ -210,33 +202,19 @@ def _versions(kind: str) -> dict[str, str]:
 def _checks(report: Report) -> list[dict[str, Any]]:
     """Every check with its result and the numbers behind it."""
     counts, sizes = report.counts, report.sizes
-    shared = overlaps(report.division.samples)
-    asked = Counter((s.picture, s.query) for part in report.division.samples.values() for s in part if s.query)
-    repeated = sum(number - 1 for number in asked.values())
     return [
         {"check": "every row is a sample or rejected", "result": "ok"}
         | {key: counts[key] for key in ("rows_read", "samples", "rejected")},
         {"check": "every object is in a sample or rejected", "result": "ok"}
         | {key: number for key, number in counts.items() if key.startswith("objects")},
-        {"check": "rows rejected", "result": _result(report.reasons), "reasons": dict(report.reasons)},
+        {"check": "rows rejected", "result": result_of(report.reasons), "reasons": dict(report.reasons)},
         {
             "check": "declared sizes agree with the pictures",
-            "result": _result(sizes.declared > sizes.agree or sizes.exchanged),
+            "result": result_of(sizes.declared > sizes.agree or sizes.exchanged),
             "declared": sizes.declared,
             "agree": sizes.agree,
             "height_first": sizes.exchanged,
         },
-        {
-            "check": "no picture in two splits",
-            "result": _result(shared),
-            "pairs": [
-                {"splits": [s.one, s.other], "pictures": s.pictures, "same_question": s.questions} for s in shared
-            ],
-        },
-        {"check": "no question asked twice of a picture", "result": _result(repeated), "repeated": repeated},
-        {"check": "ids name rows", "result": _result(report.repeated_ids), "repeated": report.repeated_ids},
+        *report.audit.checks(),
+        {"check": "ids name rows", "result": result_of(report.repeated_ids), "repeated": report.repeated_ids},
     ]
-
-
-def _result(problem: object) -> str:
-    return "warning" if problem else "ok"
