@@ -407,7 +407,6 @@ def demo(
             screen.result(result)
             return
         screen.comparison(result["table"])
-        screen.emit({"event": "note", "text": f"drawn: {result['picture']}"})
         screen.hint(result["next"])
 
 

@@ -21,7 +21,7 @@ from qwenft.core.events import Event, PlainLines, amount, duration, eval_text, f
 from qwenft.core.files import to_line
 from qwenft.core.predictions import Prediction
 from qwenft.core.samples import PreparedDataset
-from qwenft.evaluate.table import number, score_rows, with_interval
+from qwenft.evaluate.table import figure_name, number, score_rows, with_interval
 
 SMOOTHING: Final = 0.9
 """Of the loss that the bar shows."""
@@ -229,7 +229,7 @@ class Screen:
         columns = ("held out", "constant box", "base", "adapter", "difference, 95 % interval")
         cells = [
             (
-                row["figure"],
+                figure_name(row["figure"]),
                 *(number(row[who]) for who in ("constant_box", "base", "adapter")),
                 with_interval(row["difference"]),
             )

@@ -11,6 +11,8 @@ from qwenft.core.files import write_whole
 from qwenft.core.predictions import Detected
 
 FORMATS: Final = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+COLOURS: Final = ["#00e5ff", "#ffd400", "#ff5cf4", "#5cff6b", "#ff8a3d", "#b5a8ff"]
+"""Bright, so that they stand out on photos; the labels on them are black."""
 READABLE_PX: Final = 400
 """Pictures with a longer side than this are drawn on at their own size."""
 
@@ -34,8 +36,16 @@ def draw_boxes(upright: Image.Image, objects: Sequence[Detected]) -> Image.Image
     texts = [_caption(item) for item in objects]
     side = max(picture.size)
     thickness = max(1, round(side / 300))
-    picture = sv.BoxAnnotator(thickness=thickness).annotate(picture, found)
-    labels = sv.RichLabelAnnotator(font_size=max(10, round(side / 40)), text_padding=max(2, thickness))
+    palette = sv.ColorPalette.from_hex(COLOURS)
+    picture = sv.BoxAnnotator(palette, thickness=thickness).annotate(picture, found)
+    labels = sv.RichLabelAnnotator(
+        palette,
+        text_color=sv.Color.BLACK,
+        font_size=max(12, round(side / 36)),
+        text_padding=max(2, thickness),
+        smart_position=True,  # inside the picture, beside each other
+        max_line_length=32,
+    )
     return labels.annotate(picture, found, labels=texts)
 
 
