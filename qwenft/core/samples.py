@@ -61,7 +61,7 @@ class Sample:
     @property
     def picture(self) -> str:
         """SHA-256 of the picture's bytes: the same picture has the same one in every data set."""
-        return Path(self.image).stem
+        return self.image.rpartition("/")[2].rpartition(".")[0]
 
     def to_json(self) -> dict[str, Any]:
         """The form of a line in `<split>.jsonl`."""

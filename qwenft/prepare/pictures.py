@@ -136,7 +136,7 @@ def _decoded(content: bytes, opened: Image.Image) -> Decoded:
         raise PictureError(Reason.PICTURE_DEPTH, f"mode {opened.mode}")
     picture = _eight_bits(opened) if deep else opened
     upright = ImageOps.exif_transpose(picture) if orientation != 1 else picture
-    look = dhash_of(upright.convert("RGB"))
+    look = dhash_of(upright if upright.mode == "RGB" else upright.convert("RGB"))
     if orientation == 1 and not deep:
         return Decoded(content, extension, opened.size, 1, converted=False, dhash=look)
     kind = "JPEG" if extension == "jpg" else "PNG"
@@ -148,12 +148,13 @@ def _decoded(content: bytes, opened: Image.Image) -> Decoded:
 
 
 def dhash_of(picture: Image.Image) -> int:
-    """256 bits: whether each of 16 x 16 fields is darker than its right neighbour.
+    """256 bits of an RGB picture: whether each of 16 x 16 fields is darker than its right neighbour.
 
     It survives another size, another quality and another format; pictures of the same scene differ in many bits.
     The idea: N. Krawetz, "Kind of Like That", hackerfactor.com, 2013 (there 8 x 8).
     """
-    fields = picture.convert("L").resize((DHASH_SIDE + 1, DHASH_SIDE), Image.Resampling.BOX).tobytes()
+    small = picture.resize((DHASH_SIDE + 1, DHASH_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
+    fields = small.convert("L").tobytes()
     rows = [fields[start : start + DHASH_SIDE + 1] for start in range(0, len(fields), DHASH_SIDE + 1)]
     bits = "".join("1" if left < right else "0" for row in rows for left, right in pairwise(row))
     return int(bits, 2)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -69,7 +68,7 @@ class Shelf:
             decoded = decode(content)
         except PictureError as error:
             return error, False
-        name = sha256_of(decoded.content)
+        name = key if decoded.content is content else sha256_of(decoded.content)
         image = f"images/{name[:2]}/{name}.{decoded.extension}"
         if self.folder is not None:
             _write(self.folder / image, decoded.content)
@@ -106,6 +105,7 @@ class PictureStore:
         self._shelf = Shelf.open(self.folder, self.earlier)
         self._index: dict[str, Result] = {}
         self._log: TextIO | None = None
+        self._last: tuple[bytes, str] = (b"", sha256_of(b""))
         if self.folder is not None and (self.folder / INDEX).exists():
             # Written anew: a torn last line, or one of another version, must not stand before what is added.
             _write_index(self.folder / INDEX, _read_index(self.folder / INDEX))
@@ -142,7 +142,9 @@ class PictureStore:
     def _hand_out(self, picture: bytes | PictureFile, pool: ProcessPoolExecutor | None) -> "Result | Future[Found]":
         """Begin to store a picture, or say what is known of it."""
         if isinstance(picture, bytes):
-            key = sha256_of(picture)
+            if picture != self._last[0]:  # the rows of a picture mostly stand together
+                self._last = (picture, sha256_of(picture))
+            key = self._last[1]
             if key not in self._by_hash:
                 self._by_hash[key] = self._begin(picture, key, pool)
             return self._by_hash[key]
@@ -297,13 +299,16 @@ def _result(entry: dict[str, Any]) -> Result:
 
 def _write(path: Path, content: bytes) -> None:
     """Whole or absent, without the wait for the disk that `write_whole` has: 100,000 pictures would take an hour."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".")
+    temporary = f"{path}.{os.getpid()}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        try:
+            file = open(temporary, "wb")  # noqa: PTH123, SIM115 - the fewest steps: this runs once a picture
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(temporary, "wb")  # noqa: PTH123, SIM115
+        with file:
             file.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        os.replace(temporary, path)  # noqa: PTH105
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
