@@ -29,8 +29,8 @@ def score_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for task, figures in _FIGURES.items():
         for path in figures if task in scores else ():
-            if path[0] == "negatives" and not scores[task]["negatives"]["n"]:
-                continue
+            if path[0] not in scores[task] or (path[0] == "negatives" and not scores[task]["negatives"]["n"]):
+                continue  # a COCO results file has no parse rate
             cells = [f"{task} {figure_name(path[-1])}"]
             if baseline:
                 cells.append(number(_at(baseline[task], path)))
