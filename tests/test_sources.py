@@ -343,3 +343,42 @@ def test_a_split_named_by_the_data_cannot_lead_out_of_the_folder(tmp_path: Path)
     assert list(data.manifest.splits) == ["train", "evil", "rejected-rows"]
     assert not list(tmp_path.rglob("*evil.jsonl"))[1:] and (data.path / "evil.jsonl").is_file()
     assert data.manifest.counts["rejected"] == 0
+
+
+def test_a_table_is_read_as_it_lies_without_a_copy_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(datasets.DatasetBuilder, "download_and_prepare", None)  # a call would be an error
+    rows = [
+        {"image": {"bytes": picture(n), "path": None}, "question": f"q {n}", "bbox": corners(n), "kind": n % 2}
+        for n in range(150)
+    ]
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    for split, part in (("train", rows[:90]), ("test", rows[90:])):
+        table = pa.Table.from_pylist(part)
+        pq.write_table(table, tmp_path / "set" / "data" / f"{split}-00000-of-00001.parquet", row_group_size=40)
+    data = prepare(tmp_path / "set", tmp_path)
+    found = {s.query: list(s.objects[0].bbox) for split in data.manifest.splits for s in data.samples(split)}
+    assert found == {f"q {n}": corners(n) for n in range(150)}
+    assert data.manifest.splits["test"].samples == 60
+
+
+def test_a_table_cut_off_in_its_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "set" / "train.parquet"
+    path.parent.mkdir()
+    rows = [{"image": {"bytes": picture(n), "path": None}, "question": "q", "bbox": corners(n)} for n in range(300)]
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd", row_group_size=100)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 2000] = b"\0" * 2000
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"train\.parquet is no whole parquet file") as caught:
+        prepare(path.parent, tmp_path)
+    assert "interrupted" in caught.value.hint

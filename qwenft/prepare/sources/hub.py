@@ -22,6 +22,7 @@ from qwenft.core.hub import (
     open_hub,
 )
 from qwenft.prepare.rows import WHOLE
+from qwenft.prepare.sources.parquet import ParquetTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +39,7 @@ class HubData:
     """A data set as `datasets` gives it, pictures left as the bytes that were stored."""
 
     splits: dict[str, Any]
-    """Split -> datasets.Dataset, in the source's words and order.
+    """Split -> ParquetTable or datasets.Dataset, in the source's words and order.
 
     An image column yields {"bytes": …, "path": …}: the bytes, or None with the path of a file that holds them.
     """
@@ -168,6 +169,35 @@ class _Layout:
     def open(self, wanted: tuple[str, ...], emit: Emit) -> HubData:
         """Turn files into tables; fewer splits than there are become a data set of their own in the cache."""
         builder, stated = self.builder, dict(self.builder.info.splits or {})
+        opened = self._as_they_lie(wanted) or self._through_cache(builder, wanted)
+        for split, table in opened.items():
+            count = stated[split].num_examples if split in stated else None
+            if count and count != len(table):
+                emit(warning(f"{split} has {len(table)} rows, its description says {count}"))
+        files = {split: self.files.get(split, ()) for split in opened}
+        return HubData(opened, self.commit, self.access.endpoint, files)
+
+    def _as_they_lie(self, wanted: tuple[str, ...]) -> dict[str, Any]:
+        """Tables that are read straight from their files; empty where not all of them are parquet, and here."""
+        opened = {}
+        for split in wanted:
+            places = [self._place(name) for name in self.files[split]]
+            if not places or any(place is None or place.suffix != ".parquet" for place in places):
+                return {}
+            opened[split] = ParquetTable([place for place in places if place], self.builder.info.features)
+        return opened
+
+    def _place(self, name: str) -> Path | None:
+        """Where a file of the data set lies on this machine."""
+        from huggingface_hub import try_to_load_from_cache
+
+        if not self.target.startswith("hf://"):
+            return Path(self.target) / name
+        dataset_id = self.target.removeprefix("hf://datasets/")
+        stored = try_to_load_from_cache(dataset_id, name, revision=self.commit, repo_type="dataset")
+        return Path(stored) if isinstance(stored, str) else None
+
+    def _through_cache(self, builder: Any, wanted: tuple[str, ...]) -> dict[str, Any]:
         if len(wanted) < len(self.files):
             base = _base(self.target, self.commit)
             chosen = {split: [f"{base}{name}" for name in self.files[split]] for split in wanted}
@@ -175,13 +205,7 @@ class _Layout:
             options = {"data_files": chosen, "features": features}
             builder = _builder(self.target, self.config, self.commit or None, self.access, **options)
         builder.download_and_prepare(verification_mode="no_checks")  # stale numbers in a README are said, not fatal
-        opened = {str(split): _undecoded(table) for split, table in builder.as_dataset().items()}
-        for split, table in opened.items():
-            count = stated[split].num_examples if split in stated else None
-            if count and count != len(table):
-                emit(warning(f"{split} has {len(table)} rows, its description says {count}"))
-        files = {split: self.files.get(split, ()) for split in opened}
-        return HubData(opened, self.commit, self.access.endpoint, files)
+        return {str(split): _undecoded(table) for split, table in builder.as_dataset().items()}
 
 
 def _base(target: str, commit: str) -> str:
@@ -328,14 +352,11 @@ def _stated_splits(folder: Path, config: str | None) -> tuple[dict[str, list[str
 
 
 def _load_file(path: Path, splits: Sequence[str]) -> HubData:
-    import datasets
-
     name = split_of(path)
     _choose(str(path), [name], splits)
     if not _sound(path, ""):
         raise DataError(f"{path} is no whole parquet file", hint="was its download or copy interrupted?")
-    table = datasets.load_dataset("parquet", data_files={name: str(path)}, split=name)
-    return HubData({name: _undecoded(table)}, "", "", {name: (path.name,)})
+    return HubData({name: ParquetTable([path])}, "", "", {name: (path.name,)})
 
 
 def _load_saved(path: Path, splits: Sequence[str]) -> HubData:

@@ -14,6 +14,8 @@ from qwenft.prepare.sources.records import PEEKED, unused_note
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from qwenft.prepare.sources.parquet import ParquetTable
+
 SAVED: Final = ("dataset_dict.json", "state.json")
 """What `save_to_disk` leaves."""
 
@@ -67,7 +69,11 @@ def open_hub(
 
 
 def make_source(
-    kind: str, about: Mapping[str, Any], tables: "Mapping[str, Dataset]", request: Request, folder: Path | None
+    kind: str,
+    about: Mapping[str, Any],
+    tables: "Mapping[str, Dataset | ParquetTable]",
+    request: Request,
+    folder: Path | None,
 ) -> Source:
     """Tell the columns from the features and the first rows.  Pictures stay undecoded: their own bytes are kept."""
     if not tables or not any(len(table) for table in tables.values()):
@@ -101,7 +107,9 @@ def _names(feature: Any) -> Sequence[str]:
     return next((found for found in map(_names, inner) if found), ())
 
 
-def _rows(tables: "Mapping[str, Dataset]", layout: Layout, request: Request, folder: Path | None) -> Iterator[Row]:
+def _rows(
+    tables: "Mapping[str, Dataset | ParquetTable]", layout: Layout, request: Request, folder: Path | None
+) -> Iterator[Row]:
     image = layout.columns["image"]
     folders = (folder, folder / "images") if folder else ()
     for split, table in tables.items():
