@@ -146,6 +146,12 @@ def prepare(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub data set.")] = None,
     send_token: Annotated[bool, typer.Option("--send-token", help="Let a mirror have your hub token.")] = False,
+    num_proc: Annotated[int, typer.Option(min=1, help="Processes that decode pictures.")] = 1,
+    export: Annotated[
+        list[str] | None,
+        typer.Option("--export", help="Also as qwen, swift, llamafactory, coco or yolo, under exports/; repeatable."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, write nothing.")] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -177,6 +183,9 @@ def prepare(
             follow_links=follow_links,
             clip=clip,
             exif=exif,
+            export=export or (),
+            num_proc=num_proc,
+            dry_run=dry_run,
             command=_command_line(),
             emit=screen.emit,
         )
@@ -184,7 +193,7 @@ def prepare(
             screen.result({"path": str(made.path), **made.manifest.model_dump(mode="json")})
             return
         screen.dataset(made)
-        screen.hint(f"qwenft train --data {_shortest(made.path)}")
+        screen.hint(_command_line(without="--dry-run") if dry_run else f"qwenft train --data {_shortest(made.path)}")
 
 
 @app.command(cls=_Command)
