@@ -192,8 +192,11 @@ def prepare(
         if json:
             screen.result({"path": str(made.path), **made.manifest.model_dump(mode="json")})
             return
+        if dry_run:
+            screen.hint(_command_line(without="--dry-run"))
+            return
         screen.dataset(made)
-        screen.hint(_command_line(without="--dry-run") if dry_run else f"qwenft train --data {_shortest(made.path)}")
+        screen.hint(f"qwenft train --data {_shortest(made.path)}")
 
 
 @app.command(cls=_Command)

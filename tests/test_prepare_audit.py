@@ -166,7 +166,11 @@ def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path: Path) -> None:
     data = prepare(tmp_path / "set", tmp_path, command="-", emit=events.append)
     assert dry.manifest == data.manifest
     assert [e for e in dry_events if e["event"] != "note"] == [e for e in events if e["event"] != "note"]
-    assert dry_events[-1]["text"] == "a dry run: nothing was written"
+    said = [e["text"] for e in dry_events if e["event"] == "note"]
+    assert said[-1] == "a dry run, nothing was written; samples it would give: train 10, val 1"
+    assert said[-2].startswith(
+        "picture-not-a-picture 1: the file is no picture, whatever its name says, e.g. train.jsonl"
+    )
     assert dry.samples("train") == data.samples("train")
     again = prepare(tmp_path / "set", tmp_path, dry_run=True)  # what stands there is no obstacle
     assert again.manifest.counts == data.manifest.counts

@@ -116,7 +116,8 @@ def prepare_dataset(
     source = open_source(target, request, HubOptions(hf_endpoint, revision, send_token), emit)
     if dry_run:
         made = _build(None, folder.name, source, request=request, options=options, emit=emit)
-        emit(note("a dry run: nothing was written"))
+        sizes = ", ".join(f"{split} {len(samples):,}" for split, samples in made.samples.items())
+        emit(note(f"a dry run, nothing was written; samples it would give: {sizes}"))
         return PreparedDataset(folder, made.manifest, dict(made.samples))
     with whole_folder(folder, keep="images") as staging:
         _check_out(folder, target, dataset, overwrite=overwrite)  # another prepare may have come in between
@@ -296,7 +297,10 @@ def _build(staging: Path | None, name: str, source: Source, *, request: Request,
         for kind, text in write.spoken(report):
             emit(warning(text) if kind == "warning" else note(text))
         manifest, samples = write.manifest(report, options.output_format), report.division.samples
-        if staging is not None:
+        if staging is None:
+            for text in _examples([*result.bad_rows, *result.bad_objects]):
+                emit(note(text))
+        else:
             write.write_dataset(
                 staging, manifest, samples, result.bad_rows, result.bad_objects, num_previews=options.preview
             )
@@ -304,6 +308,14 @@ def _build(staging: Path | None, name: str, source: Source, *, request: Request,
         return Made(manifest, samples)
     finally:
         store.close()
+
+
+def _examples(bad: Sequence[BadRow | BadObject]) -> Iterator[str]:
+    """One of each reason, where no rejected.jsonl is written that would list all."""
+    first = {item.reason: item for item in reversed(bad)}
+    for reason, number in Counter(item.reason for item in bad).most_common():
+        item = first[reason]
+        yield f"{reason} {number:,}: {EXPLANATIONS[reason]}, e.g. {item.where}: {item.detail}".rstrip(": ")
 
 
 def _report(
