@@ -96,7 +96,7 @@ def test_finding_lookalikes_agrees_with_comparing_all_pairs() -> None:
     looks = {f"images/00/{n}.png": look for n, look in enumerate(base)}
     for n, look in enumerate(base):
         flipped = look
-        for bit in draw.sample(range(256), n % 16):
+        for bit in draw.sample(range(256), n % 16 if n % 4 else 30):
             flipped ^= 1 << bit
         looks[f"images/01/{n}.png"] = flipped
     splits = {
@@ -107,7 +107,7 @@ def test_finding_lookalikes_agrees_with_comparing_all_pairs() -> None:
         (one.image, other.image)
         for one in splits["train"]
         for other in splits["val"]
-        if (looks[one.image] ^ looks[other.image]).bit_count() <= 10
+        if (looks[one.image] ^ looks[other.image]).bit_count() <= 20
     }
     assert {found.images for found in alike(splits, looks)} == expected
     assert 20 < len(expected) < 40

@@ -234,3 +234,16 @@ def test_of_two_at_once_one_wins_and_the_other_says_so(tmp_path: Path) -> None:
 def test_a_store_that_writes_nothing_still_decodes(tmp_path: Path) -> None:
     found = PictureStore(None).add(picture(1))
     assert found.image_wh == (160, 120) and not list(tmp_path.iterdir())
+
+
+def test_a_local_table_is_read_whichever_hub_is_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    box = [99, 80, 120, 99]
+    rows = [{"image": {"bytes": picture(n), "path": None}, "question": "q", "bbox": box} for n in range(9)]
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "train.parquet")
+    assert prepare(tmp_path / "set", tmp_path, bbox_format="xyxy").manifest.counts["samples"] == 9

@@ -64,11 +64,16 @@ def open_hub(endpoint: str | None = None, *, send_token: bool = False) -> HubAcc
         for name in ("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"):
             _set(name, "1")
         _set("HF_UPDATE_DOWNLOAD_COUNTS", "0")
-    for name in ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):  # what matters is said in our own words
+    quiet_libraries()
+    return HubAccess(address, mirror, False if withhold else None)
+
+
+def quiet_libraries() -> None:
+    """Keep the hub's libraries from speaking for themselves: what matters is said in our own words."""
+    for name in ("HF_HUB_VERBOSITY", "DATASETS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
-    return HubAccess(address, mirror, False if withhold else None)
 
 
 def _checked(address: str) -> str:

@@ -153,8 +153,8 @@ def dhash_of(picture: Image.Image) -> int:
     It survives another size, another quality and another format; pictures of the same scene differ in many bits.
     The idea: N. Krawetz, "Kind of Like That", hackerfactor.com, 2013 (there 8 x 8).
     """
-    small = picture.resize((DHASH_SIDE + 1, DHASH_SIDE), Image.Resampling.BOX, reducing_gap=2.0)
-    fields = small.convert("L").tobytes()
+    # No reducing_gap: it saves 0.1 ms, but then another size of the same picture differs in twice as many bits.
+    fields = picture.convert("L").resize((DHASH_SIDE + 1, DHASH_SIDE), Image.Resampling.BOX).tobytes()
     rows = [fields[start : start + DHASH_SIDE + 1] for start in range(0, len(fields), DHASH_SIDE + 1)]
     bits = "".join("1" if left < right else "0" for row in rows for left, right in pairwise(row))
     return int(bits, 2)

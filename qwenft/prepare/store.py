@@ -195,6 +195,8 @@ class PictureStore:
         if self.folder is None:
             return
         if self._log is None:
+            if isinstance(found.result, PictureError):
+                return  # a run that stores nothing leaves nothing; the last index lists it
             path = self.folder / INDEX
             if not path.exists():
                 _write_index(path, {})

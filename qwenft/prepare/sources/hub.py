@@ -20,6 +20,7 @@ from qwenft.core.hub import (
     hub_errors,
     offline,
     open_hub,
+    quiet_libraries,
 )
 from qwenft.prepare.rows import WHOLE
 from qwenft.prepare.sources.parquet import ParquetTable
@@ -87,7 +88,7 @@ def load_folder(path: Path, splits: Sequence[str] = (), *, config: str | None = 
     Split names are the README's or the file names' (`datasets` calls a flat val.parquet `validation`); one .parquet
     file keeps the word in its own name.  Raises DataError or HubError.
     """
-    open_hub()  # quiet libraries; nothing is asked of it
+    quiet_libraries()  # nothing is asked of a hub, so it does not matter which one this process uses
     where = path.absolute()
     if not where.exists():
         raise DataError(f"{where} does not exist")
