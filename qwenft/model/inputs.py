@@ -172,6 +172,17 @@ def collate(items: Sequence[Encoded], pad_id: int, image_id: int, *, left: bool 
     }
 
 
+def only_supervised(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Ask the model for logits only where a token is learned: the head is the widest product of a small model.
+
+    Adds logits_to_keep (B, L), true where the next token is learned, and shift_labels, those tokens in a row: public
+    hooks of transformers >= 5.24 (slice_logits_to_keep) and of its loss.  The loss is the same number.
+    """
+    next_BL = torch.nn.functional.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
+    keep_BL = next_BL != IGNORED
+    return {**batch, "logits_to_keep": keep_BL, "shift_labels": next_BL[keep_BL]}
+
+
 def image_tokens(samples: Sequence[Sample], contract: Contract) -> list[int]:
     """How many tokens the picture of each sample takes at the contract's pixel budget."""
     sizes = {sample.image_wh for sample in samples}

@@ -17,6 +17,7 @@ from qwenft.core.errors import DeviceError
 from qwenft.core.events import Emit, ignore, progress, warning
 from qwenft.core.predictions import Detected, Prediction, Question
 from qwenft.core.runs import Contract
+from qwenft.model.attention import enable_fast_vision
 from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import Encoded, Encoder, collate
 from qwenft.model.load import base_contract, load_adapter, load_base, load_processor, quiet_libraries
@@ -64,6 +65,8 @@ class Predictor:
         if min_pixels or max_pixels:
             contract = contract.with_budget(min_pixels, max_pixels)
         network: Any = load_base(model, weights, device)
+        if why := enable_fast_vision(network):
+            emit(warning(f"the fast vision tower is off: {why}"))
         if adapter is not None:
             network = load_adapter(network, adapter)
         return cls(network, Encoder(load_processor(model), contract), adapter and adapter.absolute())
