@@ -1,6 +1,6 @@
-"""Prints what the documents say about the code: README's tree and settings, and the commands' help.
+"""Prints what the documents say about the code: README's tree and settings, the commands' help, the formats.
 
-uv run python docs/print_readme.py            writes README.md and docs/commands.md
+uv run python docs/print_readme.py            writes README.md, docs/commands.md and docs/formats.md
 uv run python docs/print_readme.py --check    changes nothing; exit 1 names what differs
 """
 
@@ -86,6 +86,29 @@ def _help(name: str) -> str:
     return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
 
 
+def formats() -> str:
+    """docs/formats.md: what `prepare` reads and writes, from its tables."""
+    from qwenft.prepare.exports import FORMS
+    from qwenft.prepare.rows import EXPLANATIONS
+    from qwenft.prepare.sources import LOADERS
+
+    lines = [
+        "# Formats\n",
+        "Printed by `docs/print_readme.py`; not to be edited by hand.\n",
+        "## What `prepare` reads\n",
+    ]
+    lines += ["A source is told by its content, in this order; the first that fits reads it.\n"]
+    lines += ["| format | recognized by | boxes | example | limits |", "|---|---|---|---|---|"]
+    for name, loader in LOADERS.items():
+        example = f"`qwenft prepare --dataset {loader.example}`"
+        lines.append(f"| {name} | {loader.what} | {loader.convention} | {example} | {loader.limits} |")
+    lines += ["\n## What `prepare --export` writes\n", "| form | tasks | boxes and pictures |", "|---|---|---|"]
+    lines += [f"| `{name}` | {', '.join(form.tasks)} | {form.frame} |" for name, form in FORMS.items()]
+    lines += ["\n## Why a row or an object is not taken\n", "| reason in rejected.jsonl | what it means |", "|---|---|"]
+    lines += [f"| `{reason}` | {text} |" for reason, text in EXPLANATIONS.items()]
+    return "\n".join([*lines, ""])
+
+
 def filled(text: str, mark: str, content: str) -> str:
     """Put `content` between `<!-- mark -->` and `<!-- /mark -->`.  Raises ValueError unless each stands there once."""
     opening, closing = f"<!-- {mark} -->", f"<!-- /{mark} -->"
@@ -96,10 +119,11 @@ def filled(text: str, mark: str, content: str) -> str:
 
 
 def documents() -> dict[Path, str]:
-    """What README.md and docs/commands.md should hold."""
+    """What the printed documents should hold."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     readme = filled(filled(readme, "tree", tree()), "settings", settings())
-    return {ROOT / "README.md": readme, ROOT / "docs" / "commands.md": commands()}
+    docs = ROOT / "docs"
+    return {ROOT / "README.md": readme, docs / "commands.md": commands(), docs / "formats.md": formats()}
 
 
 def main(arguments: list[str]) -> str | None:

@@ -1,7 +1,9 @@
 """Broken input: a line in rejected.jsonl for each row not taken, or one error that says where and what to do."""
 
+import io
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,20 @@ def damage(folder: Path) -> None:
     (folder / "half.jpg").write_bytes(picture(50, kind="JPEG")[:400])
     (folder / "thin.png").write_bytes(picture(51)[:0] + _thin())
     (folder.parent / "outside.png").write_bytes(picture(52))
+    (folder / "half.png").write_bytes(picture(53)[:-60])
+    (folder / "away.png").symlink_to(folder.parent / "outside.png")
+    (folder / "bomb.png").write_bytes(_bomb())
+    Image.new("F", (40, 30)).save(folder / "float.tif")
+
+
+@cache
+def _bomb() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _thin() -> bytes:
-    import io
-
     buffer = io.BytesIO()
     Image.new("L", (900, 3)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -57,6 +68,18 @@ BROKEN = [
     pytest.param({"bbox": [100, 80, 100, 90]}, Reason.BOX_FLAT, id="flat"),
     pytest.param({"bbox": [100, 80, 170, 90]}, Reason.BOX_OUTSIDE, id="outside the picture"),
     pytest.param({"bbox": [[100, 80, 120, 90], [9, 9, 9, 9]]}, Reason.BOX_FLAT, id="one of two is flat"),
+    pytest.param({"image": "bomb.png"}, Reason.PICTURE_TOO_LARGE, id="decompression bomb"),
+    pytest.param({"image": "float.tif"}, Reason.PICTURE_DEPTH, id="float pixels"),
+    pytest.param({"image": "half.png"}, Reason.PICTURE_BROKEN, id="truncated PNG"),
+    pytest.param({"image": "away.png"}, Reason.PICTURE_OUTSIDE, id="a link out of the folder"),
+    pytest.param({"image": "/etc/hostname"}, Reason.PICTURE_OUTSIDE, id="absolute path"),
+    pytest.param({"image": "a\0b.png"}, Reason.PICTURE_MISSING, id="NUL in the name"),
+    pytest.param({"image": "\x1b[31m<b>[bold]x.png"}, Reason.PICTURE_MISSING, id="control characters and markup"),
+    pytest.param({"image": "n" * 5000}, Reason.PICTURE_MISSING, id="endless name"),
+    pytest.param({"bbox": [True, False, True, True]}, Reason.BOX_UNREADABLE, id="truth values"),
+    pytest.param({"bbox": {"left": 1}}, Reason.BOX_UNREADABLE, id="an object without a box"),
+    pytest.param({"bbox": [-90, 80, 120, 90]}, Reason.BOX_OUTSIDE, id="left of the picture"),
+    pytest.param({"bbox": [100, 80, 120, 1e300]}, Reason.BOX_OUTSIDE, id="endless box"),
 ]
 
 
@@ -79,16 +102,20 @@ def test_a_broken_row_is_one_line_in_rejected_with_its_place_and_its_values(
 def test_all_breakage_at_once_is_counted_by_reason(tmp_path: Path) -> None:
     rows = good_rows(tmp_path / "set", 40)
     damage(tmp_path / "set")
-    bad = [{**rows[n], "expression": "bad", **p.values[0]} for n, p in enumerate(BROKEN)]  # type: ignore[dict-item]
+    bad = [{**rows[n % 40], "expression": "bad", **p.values[0]} for n, p in enumerate(BROKEN)]  # type: ignore[dict-item]
     absent = {key: value for key, value in rows[0].items() if key != "bbox"}
     write_records(tmp_path / "set", [*rows, *bad, absent])
     events: list[Any] = []
     data = prepare(tmp_path / "set", tmp_path, emit=events.append)
-    assert data.manifest.counts["rows_read"] == 61 and data.manifest.counts["samples"] == 40
+    assert len(BROKEN) > 30
+    assert data.manifest.counts["rows_read"] == 41 + len(BROKEN) and data.manifest.counts["samples"] == 40
     assert sorted(r["reason"] for r in lines(data.path / "rejected.jsonl")) == sorted(
         [*(str(p.values[1]) for p in BROKEN), "box-absent"]
     )
-    assert any(e["event"] == "warning" and "21 of 61 rows rejected" in e["text"] for e in events)
+    assert any(
+        e["event"] == "warning" and f"{len(BROKEN) + 1} of {len(BROKEN) + 41} rows rejected" in e["text"]
+        for e in events
+    )
 
 
 def test_every_reason_has_a_sentence() -> None:

@@ -316,6 +316,21 @@ def test_pixels_in_yolo_files_are_not_taken_for_shares(tmp_path: Path) -> None:
     assert "--bbox-format cxcywh" in caught.value.hint
 
 
+@pytest.mark.parametrize("place", ["names", "train", "path"])
+def test_aliases_that_stand_for_gigabytes_are_refused_at_once(tmp_path: Path, place: str) -> None:
+    write_yolo(tmp_path / "set", truth())
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    settings = {"names": "[cup, pen]", "train": "images/train", "path": ".", place: "[*a11]"}
+    text = "\n".join([*lines, *(f"{key}: {value}" for key, value in settings.items())])
+    (tmp_path / "set" / "data.yaml").write_text(text)
+    if place == "path":
+        assert prepare(tmp_path / "set", tmp_path).manifest.counts["samples"] == 6
+        return
+    with pytest.raises(DataError, match="holds"):
+        prepare(tmp_path / "set", tmp_path)
+
+
 # LabelMe and Label Studio
 
 

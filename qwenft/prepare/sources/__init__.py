@@ -31,6 +31,12 @@ class Loader:
     open: Callable[[Path, Request, Emit], Source]
     what: str
     """For people: what such a source looks like."""
+    convention: str = "found out"
+    """Of its boxes."""
+    example: str = ""
+    """What follows `qwenft prepare --dataset`."""
+    limits: str = ""
+    """For people: what is not read, or read in a way that is worth knowing."""
 
 
 def _quiet(read: Callable[[Path, Request], Source]) -> Callable[[Path, Request, Emit], Source]:
@@ -39,27 +45,82 @@ def _quiet(read: Callable[[Path, Request], Source]) -> Callable[[Path, Request, 
 
 
 LOADERS: Final[Mapping[str, Loader]] = {
-    "table": Loader(table.matches, table.open_folder, "a folder with parquet files, as on the hub, or a .parquet file"),
-    "yolo": Loader(yolo.matches, _quiet(yolo.open_source), "a YOLO data.yaml, or the folder that holds it"),
-    "voc": Loader(voc.matches, _quiet(voc.open_source), "a Pascal VOC folder (Annotations/*.xml, JPEGImages/)"),
-    "labelme": Loader(labelme.matches, _quiet(labelme.open_source), "a folder with LabelMe's JSON files"),
-    "coco": Loader(coco.matches, _quiet(coco.open_source), "a COCO folder, or its instances.json or captions.json"),
-    "labelstudio": Loader(labelstudio.matches, _quiet(labelstudio.open_source), "a JSON export of Label Studio"),
+    "table": Loader(
+        table.matches,
+        table.open_folder,
+        "a folder with parquet files, as on the hub, or a .parquet file",
+        example="Kangheng/refcocog",
+        limits="data sets with a loading script are refused; `save_to_disk` folders are read",
+    ),
+    "yolo": Loader(
+        yolo.matches,
+        _quiet(yolo.open_source),
+        "a YOLO data.yaml, or the folder that holds it",
+        "centre and sides, in shares of the picture's",
+        "cells/data.yaml",
+        "polygons and turned boxes become the box around them; a picture without a label file holds nothing, a split "
+        "without one is unlabelled and rejected",
+    ),
+    "voc": Loader(
+        voc.matches,
+        _quiet(voc.open_source),
+        "a Pascal VOC folder (Annotations/*.xml, JPEGImages/)",
+        "corners in px, from 1 or from 0 by what the boxes show",
+        "bccd",
+        "splits by ImageSets/Main, else by folders; `difficult` objects are kept; files with entities are refused",
+    ),
+    "labelme": Loader(
+        labelme.matches,
+        _quiet(labelme.open_source),
+        "a folder with LabelMe's JSON files",
+        "corners in px",
+        "labelled/",
+        "polygons and circles become the box around them; points and lines are rejected",
+    ),
+    "coco": Loader(
+        coco.matches,
+        _quiet(coco.open_source),
+        "a COCO folder, or its instances.json or captions.json",
+        "corner and sides in px",
+        "coco/annotations/instances_val2017.json",
+        "masks and keypoints are left; the annotations are read whole, as they are joined by id",
+    ),
+    "labelstudio": Loader(
+        labelstudio.matches,
+        _quiet(labelstudio.open_source),
+        "a JSON export of Label Studio",
+        "percent of the picture",
+        "export/project.json",
+        "pictures are not downloaded: put them beside the file or in images/; turned boxes become the box around them",
+    ),
     "imagefolder": Loader(
-        imagefolder.matches, _quiet(imagefolder.open_source), "a folder of pictures with metadata.jsonl or metadata.csv"
+        imagefolder.matches,
+        _quiet(imagefolder.open_source),
+        "a folder of pictures with metadata.jsonl or metadata.csv",
+        example="photos/",
     ),
     "conversations": Loader(
         conversations.matches,
         _quiet(conversations.open_source),
         "a .json or .jsonl file with conversations (Qwen's, LLaMA-Factory's or ms-swift's form)",
+        "corners in px of the picture, in shares or in thousandths: found out",
+        "train.json",
+        "boxes that were written for a resized input cannot be told from others: look at preview/",
     ),
     "csv": Loader(
-        csvfile.matches, _quiet(csvfile.open_source), "a .csv file with an object or a question in each line"
+        csvfile.matches,
+        _quiet(csvfile.open_source),
+        "a .csv file with an object or a question in each line",
+        "found out; px from 1 or from 0 by what the boxes show",
+        "labels.csv",
+        "it needs a first line with names",
     ),
     "records": Loader(
         records.matches,
         _quiet(records.open_source),
         "a .json or .jsonl file with a picture, a question and a box in each record",
+        example="expressions.jsonl --columns image=img,query=text,bbox=box",
+        limits="columns are told by their usual names, else with --columns",
     ),
 }
 """Tried in this order; the first that says "mine" reads it (a COCO folder may hold other JSON files too)."""

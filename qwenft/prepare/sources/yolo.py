@@ -156,8 +156,12 @@ def _names(value: Any, file: Path) -> dict[int, str]:
     pairs = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
     found = {}
     for number, name in pairs:
-        if not isinstance(name, (str, int, float)) or not str(number).strip().isdecimal():
-            raise DataError(f"{file.absolute()}: names holds {str(number)[:40]}: {str(name)[:40]}, no number and name")
+        # Neither is shown whole: a few bytes of YAML aliases can stand for gigabytes of text.
+        if not isinstance(name, (str, int, float)) or not isinstance(number, (int, str)):
+            kinds = f"{type(number).__name__}: {type(name).__name__}"
+            raise DataError(f"{file.absolute()}: names holds {kinds}, no number and name")
+        if not str(number).strip().isdecimal():
+            raise DataError(f"{file.absolute()}: names holds {str(number)[:40]!r}, no number and name")
         found[int(number)] = str(name).strip()
     if not found:
         raise DataError(f"{file.absolute()} has no names of categories", hint="add names: [first, second]")
@@ -183,7 +187,9 @@ def _parts(settings: Mapping[str, Any], root: Path, file: Path, request: Request
         value = settings[split]
         pictures: list[Listed] = []
         for item in value if isinstance(value, list) else [value]:
-            pictures += _pictures(str(item), root, file, split)
+            if not isinstance(item, str):
+                raise DataError(f"{file.absolute()}: {split} holds {type(item).__name__}, no path")
+            pictures += _pictures(item, root, file, split)
         found[split] = pictures[: request.limit]
     for name in request.splits:
         if name not in found:
