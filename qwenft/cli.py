@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from qwenft.core.errors import QwenftError, UsageError
-from qwenft.core.usage import check_overrides, usage_error
+from qwenft.core.usage import check_overrides, usage_error, with_resume_value
 
 if TYPE_CHECKING:
     from qwenft.ui import Screen
@@ -28,6 +28,12 @@ class _Group(TyperGroup):
 class _Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
         return _plain_types(super().get_params(ctx), ctx)
+
+
+class _Train(_Command):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """`--resume` may stand without a value: before an option, a setting or the end of the line."""
+        return super().parse_args(ctx, with_resume_value(args))
 
 
 _TYPES = {"bool": "", "int": "N", "int range": "N", "float": "X", "str": "TEXT", "list[str]": "TEXT", "path": "PATH"}
@@ -54,7 +60,7 @@ DEBUG = "QWENFT_DEBUG"
 SETTINGS = (
     "data, model, name, seed, epochs, max_steps, batch_size, accumulation, learning_rate, schedule, warmup, "
     "weight_decay, max_grad_norm, rank, alpha, dropout, parts, min_pixels, max_pixels, workers, gpus, dtype, "
-    "checkpointing, save_every, keep_last, eval_every, eval_samples, report_to"
+    "checkpointing, save_every, keep_last, eval_every, eval_samples, early_stopping, auto_micro_batch, report_to"
 )
 """Of core/config.py, spelled out: importing it for the help would cost more than the rest of the help."""
 LOADING = "loading torch and the model"
@@ -199,7 +205,7 @@ def prepare(
         screen.hint(f"qwenft train --data {_shortest(made.path)}")
 
 
-@app.command(cls=_Command)
+@app.command(cls=_Train)
 def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help=f"Any setting: {SETTINGS}.")
@@ -210,6 +216,10 @@ def train(
     name: Annotated[str | None, typer.Option("--name", help="Of the run, under runs/.")] = None,
     gpus: Gpus = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the training split.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", help="Go on with this run; without a name: with the newest unfinished one."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -221,16 +231,24 @@ def train(
     with _screen() as screen:
         check_overrides(overrides or ())
         from qwenft.core.config import load_config
-        from qwenft.train.launch import train_adapter
+        from qwenft.train.launch import resume_training, train_adapter
 
-        settings = load_config(config, overrides or (), data=data, model=model, name=name, gpus=gpus, epochs=epochs)
+        given: dict[str, Any] = {"data": data, "model": model, "name": name, "gpus": gpus, "epochs": epochs}
         last: dict[str, Any] = {}
 
         def emit(event: Any) -> None:
             last[event["event"]] = event
             screen.emit(event)
 
-        run = train_adapter(settings, dry_run=dry_run, emit=emit)
+        if resume is None:
+            settings = load_config(config, overrides or (), **given)
+            run = train_adapter(settings, dry_run=dry_run, emit=emit)
+        elif config is not None:
+            raise UsageError(
+                "--config beside --resume: a run has its own", hint=f"qwenft train --resume {resume}".rstrip()
+            )
+        else:
+            run = resume_training(resume or None, overrides or (), dry_run=dry_run, emit=emit, **given)
         if dry_run:
             screen.result(last["plan"]) if json else screen.hint(_command_line(without="--dry-run"))
             return

@@ -1,6 +1,7 @@
 """Runs the training worker inside the test's own process: importing torch once is enough."""
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from qwenft.core.config import make_config
 from qwenft.core.devices import Devices
 from qwenft.core.runs import Run
 from qwenft.core.samples import open_dataset
+from qwenft.train.resume import newest_checkpoint
 
 FAST = {"model": "tiny", "gpus": "cpu", "workers": 0, "rank": 4, "alpha": 8, "dropout": 0.0, "eval_samples": 0}
 """Settings under which an update of the tiny model takes some hundredths of a second."""
@@ -28,20 +32,39 @@ def own_signals() -> Iterator[None]:
 
 
 def train_here(
-    root: Path, name: str, *, dry_run: bool = False, **settings: Any
+    root: Path, name: str, *, dry_run: bool = False, resume: bool = False, **settings: Any
 ) -> tuple[int, Run, list[dict[str, Any]]]:
-    """Exit status, run and all events of one training in this process."""
+    """Exit status, run and all events of one training in this process.  resume: of a run that stands there."""
     from qwenft.train import worker
 
     config = make_config({**FAST, "name": name, **settings}, "a test")
     run, channel, job = Run(root / "runs" / name), root / f"{name}.channel", root / f"{name}.job"
-    channel.touch()
+    channel.write_text("")
     dataset = open_dataset(config.data, root)
     value = {
         "config": config.model_dump(mode="json"), "data": str(dataset.path), "run": str(run.path), "demo": False,
-        "devices": asdict(Devices("cpu", 1)), "channel": str(channel), "dry_run": dry_run,
+        "devices": asdict(Devices("cpu", 1)), "channel": str(channel), "dry_run": dry_run, "resume": resume,
+        "checkpoint": str(newest_checkpoint(run) or "") or None,
     }  # fmt: skip
     job.write_text(json.dumps(value))
     with own_signals():
         status = worker.main([str(job)])
     return status, run, [json.loads(line) for line in channel.read_text().splitlines()]
+
+
+def end_at(monkeypatch: pytest.MonkeyPatch, micro_batch: int, how: BaseException | None = None) -> None:
+    """Let SIGTERM come, or `how` be raised, in the middle of the n-th micro-batch (from 1) of the next training."""
+    from qwenft.train.trainer import AdapterTrainer
+
+    seen = []
+    original = AdapterTrainer.training_step
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        seen.append(None)
+        if len(seen) == micro_batch and how is not None:
+            raise how
+        if len(seen) == micro_batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", counted)

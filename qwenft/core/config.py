@@ -83,6 +83,10 @@ class TrainConfig(BaseModel):
     """Updates between evaluations on the held-out split. Unset: one each epoch. Step 0 is always measured."""
     eval_samples: int = Field(200, ge=0)
     """At most so many held-out samples in an evaluation during training; 0 turns it off."""
+    early_stopping: PositiveInt | None = None
+    """Stop after this many evaluations in a row that brought nothing better. Unset: train to the end."""
+    auto_micro_batch: bool = False
+    """After CUDA ran out of memory go on with half the batch_size and twice the accumulation, said aloud."""
     report_to: tuple[Literal["tensorboard", "wandb", "swanlab"], ...] = ()
     """Dashboards to log to, through transformers; each needs its own package."""
 

@@ -163,7 +163,11 @@ def finished_text(event: Event) -> str:
 
 def _stopped_text(event: Event) -> str:
     where = event["checkpoint"] or "none was made yet"
-    return f"stopped at step {event['step']}; checkpoint: {where}"
+    return f"stopped at step {event['step']}; checkpoint: {where}\nto go on: qwenft train --resume {event['run']}"
+
+
+def _resumed_text(event: Event) -> str:
+    return f"going on after step {event['step']}" + (f", from {event['checkpoint']}" if event["checkpoint"] else "")
 
 
 _DESCRIBED: Mapping[str, Callable[[Event, int], str]] = {
@@ -179,5 +183,6 @@ _DESCRIBED: Mapping[str, Callable[[Event, int], str]] = {
     "finished": lambda e, _: finished_text(e),
     "stopping": lambda e, _: "stopping: a checkpoint is made first (Ctrl-C again ends at once)",
     "stopped": lambda e, _: _stopped_text(e),
+    "resumed": lambda e, _: _resumed_text(e),
     "stage": lambda e, _: f"\n[{e['number']}/{e['total']}] {e['title']}\n    {e['command']}",
 }

@@ -337,3 +337,9 @@ def replace_folder(new: Path, path: Path) -> None:
 def sha256_of(content: bytes) -> str:
     """Hex SHA-256, the name of every picture in a prepared data set."""
     return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in parts."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,18 +1,20 @@
 """Run folders: where things lie in them, events, and the adapter's contract."""
 
+import errno
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from qwenft.core.answer import Prompts
 from qwenft.core.config import DEFAULT_MODEL
 from qwenft.core.errors import ModelError, RunError, nearest
 from qwenft.core.events import Event
-from qwenft.core.files import read_json, to_line, write_json
+from qwenft.core.files import read_json, to_line, write_json, write_whole
 
 CONTRACT_VERSION: Final = 1
 CONTRACT_FILE: Final = "contract.json"
@@ -134,6 +136,11 @@ class Run:
         return self.path / "eval"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains here."""
+        return self.path / ".lock"
+
+    @property
     def finished(self) -> bool:
         """Training came to its end and the adapter stands."""
         return (self.adapter / CONTRACT_FILE).is_file() and any(e["event"] == "finished" for e in self.read_events())
@@ -156,6 +163,60 @@ class Run:
         with self.events.open("a+b") as file:
             torn = file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
             file.write(b"\n" * torn + f"{to_line(dict(event))}\n".encode())
+
+    def rewrite_events(self, events: Iterable[Event]) -> None:
+        """Put these in place of all events so far, whole or not at all."""
+        write_whole(self.events, "".join(f"{to_line(dict(event))}\n" for event in events))
+
+    def hold(self) -> IO[str]:
+        """Keep every other process from training here until the handle is closed or this process ends, however it ends.
+
+        Raises RunError where another one is at it.  A record lock: a process forked from this one does not hold it.
+        """
+        file = self.lock.open("a+", encoding="utf-8")
+        if not _locked(file):
+            file.seek(0)
+            who = file.read().strip()
+            file.close()
+            raise RunError(
+                f"the run {self.path} is being trained right now, by process {who}",
+                hint=f"wait until it ends, or: kill {who}",
+            )
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        return file
+
+    @property
+    def held(self) -> bool:
+        """Whether another process trains here now."""
+        if not self.lock.is_file():
+            return False
+        try:
+            with self.lock.open("a", encoding="utf-8") as file:
+                return not _locked(file)
+        except OSError:  # a folder that is only read
+            return False
+
+
+def _locked(file: IO[str]) -> bool:
+    """Take the lock of an open file; False where another process has it.  A disk that cannot lock counts as free."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def all_runs(root: Path | None = None) -> list[Run]:
+    """Every run under runs/, the one that moved last first."""
+    found = [path for path in ((root or Path.cwd()) / "runs").glob("*/events.jsonl") if not path.parent.is_symlink()]
+    found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [Run(path.parent.absolute()) for path in found]
 
 
 def new_run(root: Path, name: str | None, data_name: str) -> Run:

@@ -19,6 +19,21 @@ def check_overrides(words: Sequence[str]) -> None:
             raise UsageError(f"{word!r} is no setting: expected key=value", hint=f"qwenft train {word}={value}")
 
 
+def with_resume_value(words: Sequence[str]) -> list[str]:
+    """Give `--resume` an empty value where none follows it: what follows is an option or a setting.
+
+    >>> with_resume_value(["--resume", "workers=0"]), with_resume_value(["--resume", "mine"])
+    (['--resume=', 'workers=0'], ['--resume', 'mine'])
+    """
+    found = list(words)
+    if "--resume" in found:
+        at = found.index("--resume")
+        after = found[at + 1 : at + 2]
+        if not after or after[0].startswith("-") or "=" in after[0]:
+            found[at] = "--resume="
+    return found
+
+
 def usage_error(error: Any, words: Sequence[str]) -> UsageError:
     """Typer's complaint about a command line as ours.
 

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+from qwenft.core.errors import DataError
 from qwenft.core.files import read_json, write_json
 
 MARK: Final = "complete.json"
@@ -38,18 +39,37 @@ def is_complete(folder: Path) -> bool:
     mark = folder / MARK
     if not mark.is_file():
         return False
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in read_json(mark).items()
-    )
+    try:
+        sizes = read_json(mark)
+    except DataError:
+        return False
+    return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest step first."""
-    found = [(int(match.group(1)), path) for path in folder.glob("step-*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found) if is_complete(path)]
+    return [path for path in _all(folder) if is_complete(path)]
+
+
+def torn_checkpoints(folder: Path) -> list[Path]:
+    """Those that are not whole and newer than every complete one: a resume passes over them."""
+    found = _all(folder)
+    whole = [at for at, path in enumerate(found) if is_complete(path)]
+    return found[whole[-1] + 1 :] if whole else found
+
+
+def step_of(checkpoint: Path) -> int:
+    """The update after which a checkpoint was made."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Remove all but the newest complete checkpoints."""
-    for path in complete_checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(path)
+    """Remove all but the newest complete checkpoints, and the torn ones among the older."""
+    kept = set(complete_checkpoints(folder)[-keep_last:]) | set(torn_checkpoints(folder))
+    for path in _all(folder):
+        if path not in kept:
+            shutil.rmtree(path)

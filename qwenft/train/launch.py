@@ -11,18 +11,19 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
 from qwenft.core.config import TrainConfig
 from qwenft.core.devices import Devices, choose_devices
-from qwenft.core.errors import FAMILY, QwenftError, RunError
-from qwenft.core.events import Emit, PlainLines, ignore, waiting, warning
+from qwenft.core.errors import FAMILY, DeviceError, QwenftError, RunError
+from qwenft.core.events import Emit, Event, PlainLines, ignore, waiting, warning
 from qwenft.core.files import write_json
 from qwenft.core.runs import Run, new_run
 from qwenft.core.samples import open_dataset
+from qwenft.train.resume import newest_checkpoint, plan_resumption, smaller_micro_batch
 
 _CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 POLL_S: Final = 0.1
@@ -42,42 +43,122 @@ def train_adapter(
     devices = choose_devices(config.gpus)
     dataset = open_dataset(config.data, base)
     dataset.samples(dataset.train)  # a broken line is found before torch is loaded
-    run = new_run(base, config.name, dataset.name)
-    with tempfile.TemporaryDirectory(prefix="qwenft-") as folder:
-        channel = Path(folder) / "events.jsonl"
-        channel.touch()
-        job = Path(folder) / "job.json"
+    order = _Order(config, dataset.path, new_run(base, config.name, dataset.name), devices, demo, dry_run)
+    return _carry_out(order, emit)
+
+
+def resume_training(
+    run: str | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    root: Path | None = None,
+    dry_run: bool = False,
+    emit: Emit = ignore,
+    **options: object,
+) -> Run:
+    """Go on with a run from its newest complete checkpoint, as if it had never stopped, and return it.
+
+    run: a name under runs/ or a path; None: the newest that has not finished.  overrides, options: settings that may
+    change (train/resume.py, FREE), as `key=value` or by name.
+    Raises RunError where there is nothing to resume, ConfigError for a setting that would change the run, DataError or
+    ModelError where data set or base model changed, and what train_adapter raises.
+    """
+    base = (root or Path.cwd()).absolute()
+    plan = plan_resumption(run, overrides, options, base)
+    order = _Order(
+        plan.config, plan.dataset.path, plan.run, plan.devices, demo=False, dry_run=dry_run, resume=True,
+        aloud=plan.aloud,
+    )  # fmt: skip
+    return _carry_out(order, emit)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a worker is to do."""
+
+    config: TrainConfig
+    data: Path
+    run: Run
+    devices: Devices
+    demo: bool
+    dry_run: bool
+    resume: bool = False
+    aloud: tuple[Event, ...] = ()
+    """Said before the worker speaks."""
+
+    def write(self, job: Path, channel: Path) -> None:
+        """Write the worker's job."""
+        checkpoint = newest_checkpoint(self.run) if self.resume else None
         write_json(
             job,
             {
-                "config": config.model_dump(mode="json"), "data": str(dataset.path), "run": str(run.path),
-                "devices": asdict(devices), "channel": str(channel), "demo": demo, "dry_run": dry_run,
+                "config": self.config.model_dump(mode="json"), "data": str(self.data), "run": str(self.run.path),
+                "devices": asdict(self.devices), "channel": str(channel), "demo": self.demo, "dry_run": self.dry_run,
+                "resume": self.resume, "checkpoint": str(checkpoint) if checkpoint else None,
             },
         )  # fmt: skip
-        emit(waiting("loading torch and transformers"))  # the worker's first event comes after seconds
-        _Worker(job, channel, devices, run, emit).follow()
-    return run
+
+    def smaller(self) -> "_Order | None":
+        """The same with a smaller micro-batch, after a GPU ran out of memory; None: not asked for or not possible."""
+        config = smaller_micro_batch(self.config) if self.config.auto_micro_batch else None
+        if config is None:
+            return None
+        text = (
+            f"out of GPU memory: going on with batch_size={config.batch_size} accumulation={config.accumulation}; "
+            "each update keeps its samples"
+        )
+        return replace(self, config=config, resume=self.run.events.is_file(), aloud=(warning(text),))
+
+
+def _carry_out(order: _Order, emit: Emit) -> Run:
+    """Follow a worker to its end; after an out-of-memory start another with less at a time, if that was asked for."""
+    while True:
+        with tempfile.TemporaryDirectory(prefix="qwenft-") as folder:
+            channel, job = Path(folder) / "events.jsonl", Path(folder) / "job.json"
+            channel.touch()
+            order.write(job, channel)
+            emit(waiting("loading torch and transformers"))  # the worker's first event comes after seconds
+            worker = _Worker(job, channel, order, emit)
+            try:
+                worker.follow()
+            except DeviceError:
+                smaller = order.smaller() if worker.out_of_memory else None
+                if smaller is None:
+                    raise
+                order = smaller
+            else:
+                return order.run
 
 
 class _Worker:
     """One worker, from its start to its end."""
 
-    def __init__(self, job: Path, channel: Path, devices: Devices, run: Run, emit: Emit) -> None:
+    def __init__(self, job: Path, channel: Path, order: _Order, emit: Emit) -> None:
         self.channel = channel
-        self.run = run
+        self.run = order.run
         self.emit = emit
         self.error: QwenftError | None = None
-        self.stopped: dict[str, Any] | None = None
+        self.out_of_memory = False
+        """Of a GPU, in an update."""
+        self.stopped: Event | None = None
         self._plain = PlainLines()
         self._pending: list[str] = []
         """Lines for train.log that came before the run's folder."""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._lines: queue.Queue[str] = queue.Queue()
         self._offset = 0
+        self._log_is_broken = False
+        for event in order.aloud:
+            self._take(event)
         # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then stops the worker in order.
         self.process = subprocess.Popen(
-            _command(job, devices),
-            env={**os.environ, **devices.environment(), "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"},
+            _command(job, order.devices),
+            env={
+                **os.environ,
+                **order.devices.environment(),
+                "PYTHONUNBUFFERED": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -130,9 +211,10 @@ class _Worker:
         for line in whole.splitlines():
             yield json.loads(line)
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def _take(self, event: Event) -> None:
         if event["event"] == "error":
             self.error = FAMILY.get(event["kind"], QwenftError)(event["message"], hint=event["hint"])
+            self.out_of_memory = event.get("out_of_memory", False)
         if event["event"] == "stopped":
             self.stopped = event
         for line in self._plain.lines(event):
@@ -140,12 +222,17 @@ class _Worker:
         self.emit(event)
 
     def _log(self, line: str) -> None:
-        """Keep train.log; what comes before the run's folder waits for it."""
+        """Keep train.log; what comes before the run's folder waits for it.  A disk that is full ends the log only."""
         self._pending.append(line)
-        if self.run.path.is_dir():
+        if self._log_is_broken or not self.run.path.is_dir():
+            return
+        try:
             with self.run.log.open("a", encoding="utf-8") as file:
                 file.write("".join(f"{text}\n" for text in self._pending))
-            self._pending.clear()
+        except OSError as error:
+            self._log_is_broken = True
+            self.emit(warning(f"{self.run.log} cannot be written: {error.strerror}; the training goes on"))
+        self._pending.clear()
 
     def _stop(self, number: signal.Signals) -> None:
         """Ask for a checkpoint and the end; a second Ctrl-C ends at once."""
@@ -174,7 +261,7 @@ class _Worker:
         if self.stopped is not None:
             raise RunError(
                 f"the worker was stopped by signal {self.stopped['signal']} at step {self.stopped['step']}",
-                hint=f"its checkpoint: {self.stopped['checkpoint']}",
+                hint=f"qwenft train --resume {self.run.name}",
             )
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         killed = "; the system may have been out of memory" if status == -signal.SIGKILL else ""
@@ -182,7 +269,12 @@ class _Worker:
         message = f"the training process {how}{killed}{'. Its last lines:' if tail else ''}{tail}"
         if not self.run.log.is_file():
             raise RunError(message, hint="it ended before the run had a folder; please report it with these lines")
-        raise RunError(message, hint=f"less {self.run.log}")
+        if status > 0 and not any("SIGKILL" in line for line in self._tail):  # torch's launcher of several says so
+            raise RunError(message, hint=f"less {self.run.log}")
+        checkpoint = newest_checkpoint(self.run) or "none yet"
+        raise RunError(
+            f"{message}\nlog: {self.run.log}\ncheckpoint: {checkpoint}", hint=f"qwenft train --resume {self.run.name}"
+        )
 
 
 def _command(job: Path, devices: Devices) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from qwenft.core.config import TrainConfig
 from qwenft.core.devices import Devices
+from qwenft.core.files import sha256_of_file
 from qwenft.core.runs import Contract
 from qwenft.core.samples import PreparedDataset, Sample
 from qwenft.core.steps import Updates, count_updates
@@ -60,8 +61,10 @@ def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract,
             "pictures": len({sample.picture for sample in samples}),
             "held_out": dataset.held_out,
             "absent": _absent(samples),
+            "sha256": _file_hashes(dataset),
         },
         "model": config.model,
+        "base_sha256": contract.config_sha256,
         "devices": devices.mapping(),
         "batch": {
             "batch_size": config.batch_size,
@@ -77,6 +80,14 @@ def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract,
         "image_tokens": {"min": min(tokens), "median": int(statistics.median(tokens)), "max": max(tokens)},
         "memory_gib": memory_estimate(config, model_config, scope, max(tokens) + TEXT_TOKENS, devices.kind),
     }
+
+
+def _file_hashes(dataset: PreparedDataset) -> dict[str, str]:
+    """Of the files that training reads samples from: a run goes on only with the same ones."""
+    files = {
+        name: dataset.path / dataset.manifest.splits[name].file for name in (dataset.train, dataset.held_out) if name
+    }
+    return {name: sha256_of_file(path) for name, path in files.items()}
 
 
 def _absent(samples: Sequence[Sample]) -> int:

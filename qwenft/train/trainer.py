@@ -15,15 +15,18 @@ from torch import distributed
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from qwenft.core.config import TrainConfig
-from qwenft.core.errors import RunError
-from qwenft.core.events import Emit
+from qwenft.core.errors import DeviceError, RunError
+from qwenft.core.events import Emit, note, warning
 from qwenft.core.predictions import Prediction, Question
-from qwenft.core.runs import Run
+from qwenft.core.runs import Contract, Run
 from qwenft.core.samples import PreparedDataset, Sample
 from qwenft.evaluate.score import headline, score_predictions
 from qwenft.predict.generate import Predictor
 from qwenft.train import checkpoints
+from qwenft.train.batches import IDS
 from qwenft.train.plan import stops
+from qwenft.train.saving import BEST, is_stalled, link_copy, writing
+from qwenft.train.watch import MicroBatch, Watch
 
 
 @dataclass
@@ -75,10 +78,15 @@ class Examiner:
         rank, world = _rank_and_world()
         mine = [Question.of(sample, self.dataset.path) for sample in self.samples[rank::world]]
         answers = []
-        for answer in self.predictor.answer(mine, emit=self.report):
-            answers.append(answer)
-            if world == 1 and self.stop.requested():  # several processes must all come to the same end
-                return None
+        try:
+            for answer in self.predictor.answer(mine, emit=self.report):
+                answers.append(answer)
+                if world == 1 and self.stop.requested():  # several processes must all come to the same end
+                    return None
+        except torch.cuda.OutOfMemoryError as error:
+            raise DeviceError(
+                f"out of GPU memory while measuring: {error}", hint="qwenft train eval_samples=0"
+            ) from error
         predictions = _gathered(answers, world)
         scores = score_predictions(self.samples, predictions)
         metric, value = headline(scores)
@@ -107,22 +115,43 @@ def _gathered(mine: list[Prediction], world: int) -> list[Prediction]:
 class AdapterTrainer(Trainer):
     """Trainer with the loss of rule 8 and checkpoints that are whole or absent."""
 
-    def __init__(self, *, run: Run, keep_last: int, report: Emit, **kwargs: Any) -> None:
+    def __init__(self, *, run: Run, contract: Contract, keep_last: int, report: Emit, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Loss = sum over target tokens / their number in the whole update, so that 1x8 = 2x4 = 8x1.  The model class
         # says False, and a plain Trainer then averages the micro-batches' means (facts.md, section 5).
         self.model_accepts_loss_kwargs = True
         self.run = run
+        self.contract = contract
         self.keep_last = keep_last
         self.report = report
         self.num_tokens = 0
         self.num_samples = 0
+        self.micro_batches: list[tuple[torch.Tensor, list[str]]] = []
+        """Of the update so far: loss and sample ids.  The losses stay on the device: reading one waits for it."""
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One micro-batch; counts what it holds."""
+        """One micro-batch; counts what it holds and remembers whose it is."""
+        names = inputs.pop(IDS)
         self.num_tokens += int(inputs["attention_mask"].sum())
         self.num_samples += len(inputs["input_ids"])
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.micro_batches.append((loss, names))
+        return loss
+
+    def all_micro_batches(self) -> list[MicroBatch]:
+        """Those of the last update in all processes: loss (its share of the update's) and sample ids."""
+        mine: list[MicroBatch] = [(float(loss), names) for loss, names in self.micro_batches]
+        world = _rank_and_world()[1]
+        if world == 1:
+            return mine
+        parts: list[list[MicroBatch]] = [[] for _ in range(world)]
+        distributed.all_gather_object(parts, mine)
+        return [pair for part in parts for pair in part]
+
+    def go_on(self, checkpoint: Path) -> None:
+        """Take the adapter of a checkpoint; `train(resume_from_checkpoint=…)` takes the rest."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step = checkpoints.step_of(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if self.args.should_save:
@@ -130,14 +159,19 @@ class AdapterTrainer(Trainer):
             cast(PeftModel, self.model).save_pretrained(str(output_dir), save_embedding_layers=False)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)  # into the staging folder: args.output_dir
-        if distributed.is_initialized():
-            distributed.barrier()
+        step = self.state.global_step
+        staged, final = Path(str(self.args.output_dir)) / f"checkpoint-{step}", self.run.checkpoints / f"step-{step}"
+        with writing(f"the checkpoint of step {step}", self.run, staged):
+            super()._save_checkpoint(model, trial)  # into the staging folder: args.output_dir
+            if distributed.is_initialized():
+                distributed.barrier()
+            if self.args.should_save:
+                self.contract.write(staged)
+                if self.run.adapter.is_dir():
+                    link_copy(self.run.adapter, staged / BEST)
+                checkpoints.publish(staged, final)
+                checkpoints.prune(self.run.checkpoints, self.keep_last)
         if self.args.should_save:
-            step = self.state.global_step
-            final = self.run.checkpoints / f"step-{step}"
-            checkpoints.publish(Path(str(self.args.output_dir)) / f"checkpoint-{step}", final)
-            checkpoints.prune(self.run.checkpoints, self.keep_last)
             self.report({"event": "checkpoint", "step": step, "path": str(final)})
 
 
@@ -153,6 +187,7 @@ class Conductor(TrainerCallback):
         stop: StopRequest,
         examiner: Examiner | None,
         keep_best: Callable[[int, float | None], None],
+        watch: Watch,
     ) -> None:
         self.trainer: AdapterTrainer | None = None
         """Set once it exists: each needs the other."""
@@ -162,6 +197,9 @@ class Conductor(TrainerCallback):
         self.stop = stop
         self.examiner = examiner
         self.keep_best = keep_best
+        self.watch = watch
+        self.early_stopping = config.early_stopping
+        self.lower_rate = config.learning_rate / 2
         self._clock = time.monotonic()
 
     def on_train_begin(
@@ -200,13 +238,32 @@ class Conductor(TrainerCallback):
             }
         )  # fmt: skip
         trainer.num_samples = trainer.num_tokens = 0
+        self._watch_over(trainer, state.global_step, logs)
         if state.global_step in self.eval_steps and self.examiner and not self.stop.signal:
             value = self.examiner.measure(state.global_step)
             if self.stop.agreed(args.device):
                 control.should_save = control.should_training_stop = True
             else:
                 self.keep_best(state.global_step, value)
+            if is_stalled(self.examiner.evals, self.early_stopping):
+                trainer.report(note(f"stopping early: {self.early_stopping} evaluations brought nothing better"))
+                control.should_save = control.should_training_stop = True
         self._clock = time.monotonic()
+
+    def _watch_over(self, trainer: AdapterTrainer, step: int, logs: Any) -> None:
+        """Say what is wrong with this update, with its samples.  Raises RunError where training cannot go on."""
+        trouble = self.watch.look(step, logs["loss"], logs.get("grad_norm"), trainer.all_micro_batches)
+        trainer.micro_batches.clear()
+        if trouble is None:
+            return
+        trainer.report(trouble.event())
+        if trouble.ends:
+            made = checkpoints.complete_checkpoints(trainer.run.checkpoints)
+            stands = f"; the checkpoint {made[-1]} is from before" if made else ""
+            raise RunError(
+                trouble.text + stands, hint=f"look at these samples, or qwenft train learning_rate={self.lower_rate:g}"
+            )
+        trainer.report(warning(trouble.text))
 
 
 def peak_memory_gib(device: torch.device) -> float:

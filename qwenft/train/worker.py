@@ -8,10 +8,11 @@ import platform
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import torch
 from transformers import TrainingArguments, set_seed
@@ -19,22 +20,28 @@ from transformers import TrainingArguments, set_seed
 from qwenft import __version__
 from qwenft.core.config import TrainConfig, make_config, to_yaml
 from qwenft.core.devices import Devices
-from qwenft.core.errors import DeviceError, QwenftError
-from qwenft.core.events import Event
-from qwenft.core.files import replace_folder, to_line, write_whole
+from qwenft.core.errors import DeviceError, ModelError, QwenftError
+from qwenft.core.events import Event, warning
+from qwenft.core.files import to_line, write_whole
 from qwenft.core.runs import Contract, Run, point_latest
 from qwenft.core.samples import PreparedDataset
 from qwenft.evaluate.run import spread
 from qwenft.model.fetch import model_folder
-from qwenft.model.inputs import Encoder, TrainingData, collate
+from qwenft.model.inputs import Encoder, TrainingData
 from qwenft.model.load import add_lora, base_contract, load_base, load_processor, quiet_libraries
 from qwenft.predict.generate import Predictor
+from qwenft.train.batches import NamedData, collate_named
 from qwenft.train.card import write_card, write_curves
-from qwenft.train.checkpoints import complete_checkpoints
+from qwenft.train.checkpoints import complete_checkpoints, step_of
 from qwenft.train.plan import make_plan
+from qwenft.train.resume import check_same, events_until, first_plan
+from qwenft.train.saving import UNWRITABLE, BestAdapter, is_stalled, unwritten
 from qwenft.train.trainer import AdapterTrainer, Conductor, Examiner, StopRequest
+from qwenft.train.watch import Watch
 
-KEPT_EVENTS: Final = frozenset({"plan", "step", "eval", "checkpoint", "adapter", "finished", "stopped"})
+KEPT_EVENTS: Final = frozenset(
+    {"plan", "resumed", "step", "eval", "checkpoint", "adapter", "trouble", "finished", "stopped", "error"}
+)
 """What stands in a run's events.jsonl."""
 
 
@@ -49,6 +56,14 @@ class Job:
     channel: Path
     demo: bool
     dry_run: bool
+    resume: bool = False
+    """The run has a folder already and goes on."""
+    checkpoint: Path | None = None
+    """From there; None: from its beginning."""
+    training: bool = False
+    """Whether the updates have begun: an out-of-memory then is one of the micro-batch."""
+    lock: IO[str] | None = None
+    """Held until this process ends."""
 
     @classmethod
     def read(cls, path: Path) -> "Job":
@@ -63,6 +78,8 @@ class Job:
             Path(value["channel"]),
             value["demo"],
             value["dry_run"],
+            value["resume"],
+            Path(value["checkpoint"]) if value["checkpoint"] else None,
         )
 
     @property
@@ -71,13 +88,23 @@ class Job:
         return int(os.environ.get("RANK", "0")) == 0
 
     def report(self, event: Event) -> None:
-        """Tell the parent, and keep what belongs to the run."""
-        if not self.is_first:
+        """Tell the parent, and keep what belongs to the run.  An error is told by whichever process has it."""
+        is_error = event["event"] == "error"
+        if not self.is_first and not is_error:
             return
         with self.channel.open("a", encoding="utf-8") as file:
             file.write(to_line(_finite(event)) + "\n")
-        if event["event"] in KEPT_EVENTS and self.run.path.is_dir():
+        if event["event"] in KEPT_EVENTS and self.lock is not None:
             self.run.append_event(_finite(event))
+
+    def fail(self, error: QwenftError, **more: Any) -> int:
+        """Tell what ended this process, also where no disk takes a word; returns the exit status."""
+        event = {"event": "error", "kind": type(error).__name__, "message": str(error), "hint": error.hint, **more}
+        try:
+            self.report(event)
+        except OSError:
+            sys.stderr.write(f"{error}\n")  # the parent shows the last lines
+        return error.exit_code
 
 
 def _finite(event: Event) -> dict[str, Any]:
@@ -96,18 +123,23 @@ def main(arguments: list[str]) -> int:
     try:
         return _work(job, stop)
     except QwenftError as error:
-        job.report({"event": "error", "kind": type(error).__name__, "message": str(error), "hint": error.hint})
-        return error.exit_code
+        return job.fail(error)
     except torch.cuda.OutOfMemoryError as error:
-        first = str(error).splitlines()[0]
-        job.report(
-            {
-                "event": "error", "kind": DeviceError.__name__, "message": f"out of GPU memory: {first}",
-                "hint": f"batch_size={max(1, job.config.batch_size // 2)} "
-                f"accumulation={job.config.accumulation * 2} trains the same; or checkpointing=true, max_pixels=…",
-            }
-        )  # fmt: skip
-        return 1
+        return job.fail(_out_of_memory(job, error), out_of_memory=job.training)
+    except OSError as error:
+        if error.errno not in UNWRITABLE or not job.run.path.is_dir():
+            raise
+        return job.fail(unwritten(Path(error.filename or job.run.events).name, job.run, error.strerror or str(error)))
+
+
+def _out_of_memory(job: Job, error: Exception) -> DeviceError:
+    config = job.config
+    smaller = f"batch_size={max(1, config.batch_size // 2)} accumulation={config.accumulation * 2} trains the same"
+    advice = smaller if config.batch_size > 1 else "checkpointing=true"
+    return DeviceError(
+        f"out of GPU memory: {str(error).splitlines()[0]}",
+        hint=f"{advice}; or a smaller max_pixels=…, or auto_micro_batch=true",
+    )
 
 
 def _work(job: Job, stop: StopRequest) -> int:
@@ -116,39 +148,103 @@ def _work(job: Job, stop: StopRequest) -> int:
     dataset = PreparedDataset.open(job.data)
     contract = base_contract(config.model, weights=False).with_budget(config.min_pixels, config.max_pixels)
     plan = make_plan(config, dataset, contract, job.devices)
-    if job.is_first and not job.dry_run:
-        _make_folder(job, dataset)
-    job.report(plan)
+    before = list(job.run.read_events()) if job.resume else []
+    check_same(first_plan(before), plan)
     if job.dry_run:
+        job.report(plan)
         return 0
+    kept = events_until(before, job.checkpoint)
+    if job.is_first:
+        job.lock = _go_on(job, plan, kept) if job.resume else _make_folder(job, dataset)
+    if not job.resume:
+        job.report(plan)
     model_folder(config.model, emit=job.report)  # a download shows its progress
     contract = trained_contract(contract, config, dataset)
-    trainer, examiner, best = _build(job, dataset, contract, plan, stop)
-    if examiner and not stop.requested():
-        examiner.measure(0)
-    if not stop.requested():
-        trainer.train()
+    if job.checkpoint:
+        _check_contract(job, Contract.read(job.checkpoint), contract)
+    session = _build(job, dataset, contract, plan, stop)
+    if job.resume:
+        session.recall(job, kept)
+    _train(job, session, stop)
+    trainer, best = session.trainer, session.best
     if number := stop.requested():
         made = complete_checkpoints(job.run.checkpoints)
-        step = trainer.state.global_step
-        checkpoint = str(made[-1]) if made else None
-        job.report({"event": "stopped", "step": step, "checkpoint": checkpoint, "signal": number})
+        step, checkpoint = trainer.state.global_step, str(made[-1]) if made else None
+        job.report({"event": "stopped", "step": step, "checkpoint": checkpoint, "signal": number, "run": job.run.name})
         return 128 + number
     if best.step is None:
         best.keep(trainer.state.global_step, None)
     if job.is_first:
         done = {"steps": trainer.state.global_step, "seconds": round(time.monotonic() - start, 1)}
-        _finish(job, examiner.evals if examiner else [], best, done)
+        _finish(job, session.evals, best, done)
     return 0
 
 
-def _make_folder(job: Job, dataset: PreparedDataset) -> None:
+def _train(job: Job, session: "Session", stop: StopRequest) -> None:
+    """Measure the base model, then train from the checkpoint, or from the beginning, to the end or to a stop."""
+    trainer, examiner = session.trainer, session.examiner
+    if examiner and not stop.requested() and all(e["step"] != 0 for e in examiner.evals):
+        examiner.measure(0)
+    if job.checkpoint:
+        trainer.go_on(job.checkpoint)
+        _measure_what_a_stop_left_out(session, stop)
+    done = trainer.state.global_step >= session.total or is_stalled(session.evals, job.config.early_stopping)
+    if done or stop.requested():
+        return
+    job.training = True
+    trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+    job.training = False
+
+
+def _measure_what_a_stop_left_out(session: "Session", stop: StopRequest) -> None:
+    step = session.trainer.state.global_step
+    if session.examiner is None or step not in session.conductor.eval_steps or stop.requested():
+        return
+    if all(event["step"] != step for event in session.evals):
+        value = session.examiner.measure(step)
+        if not stop.agreed(session.trainer.args.device):
+            session.best.keep(step, value)
+
+
+def _make_folder(job: Job, dataset: PreparedDataset) -> IO[str]:
     job.run.path.mkdir(parents=True)
-    resolved = job.config.model_copy(update={"data": str(dataset.path), "name": None})
-    header = f"# {job.run.name}: complete and rerunnable. qwenft train --config config.yaml\n"
-    write_whole(job.run.config, header + to_yaml(resolved))
+    lock = job.run.hold()
+    _write_config(job, dataset.path)
     job.run.events.touch()
     job.report({"event": "run", "name": job.run.name, "path": str(job.run.path)})
+    return lock
+
+
+def _write_config(job: Job, data: Path) -> None:
+    resolved = job.config.model_copy(update={"data": str(data), "name": None})
+    header = f"# {job.run.name}: complete and rerunnable. qwenft train --config config.yaml\n"
+    write_whole(job.run.config, header + to_yaml(resolved))
+
+
+def _go_on(job: Job, plan: Event, kept: Sequence[Event]) -> IO[str]:
+    """Cut the run's events back to the checkpoint, so that each step will stand once; its settings as they are now."""
+    lock = job.run.hold()
+    shutil.rmtree(job.run.checkpoints / ".staging", ignore_errors=True)
+    step = step_of(job.checkpoint) if job.checkpoint else 0
+    resumed = {"event": "resumed", "step": step, "checkpoint": str(job.checkpoint) if job.checkpoint else None}
+    _write_config(job, job.data)
+    job.run.rewrite_events([plan, *(event for event in kept if event["event"] != "plan"), resumed])
+    job.report({"event": "run", "name": job.run.name, "path": str(job.run.path)})
+    for event in (plan, resumed):
+        job.report(event)  # told to the parent alone: the lock that keeps events is not the job's yet
+    return lock
+
+
+def _check_contract(job: Job, before: Contract, now: Contract) -> None:
+    """Hold the checkpoint against the base model and the data as they are now.  Raises ModelError."""
+    before.check(now)
+    for name in ("min_pixels", "max_pixels", "prompts", "tasks", "pictures"):
+        if getattr(before, name) != getattr(now, name):
+            raise ModelError(f"{name} of the run {job.run.name} changed since its checkpoint", hint="qwenft train")
+    changed = {key: value for key, value in now.versions.items() if before.versions.get(key) != value}
+    if changed:
+        listed = ", ".join(f"{key} {before.versions.get(key)} -> {value}" for key, value in changed.items())
+        job.report(warning(f"other versions than before: {listed}; rounding may differ from the run without a stop"))
 
 
 def trained_contract(base: Contract, config: TrainConfig, dataset: PreparedDataset) -> Contract:
@@ -168,32 +264,28 @@ def trained_contract(base: Contract, config: TrainConfig, dataset: PreparedDatas
 
 
 @dataclass
-class BestAdapter:
-    """Keeps the adapter with the highest held-out metric in the run's adapter/ folder; the later one on a tie."""
+class Session:
+    """What trains, measures and keeps."""
 
-    job: Job
-    model: Any
-    contract: Contract
-    step: int | None = None
-    value: float | None = None
+    trainer: AdapterTrainer
+    conductor: Conductor
+    examiner: Examiner | None
+    best: BestAdapter
+    total: int
 
-    def keep(self, step: int, value: float | None) -> None:
-        """Write the adapter as it is now, unless an earlier one measured better."""
-        if self.value is not None and (value is None or value < self.value):
-            return
-        self.step, self.value = step, value
-        if self.job.is_first:
-            staged = self.job.run.path / ".adapter.partial"
-            shutil.rmtree(staged, ignore_errors=True)
-            self.model.save_pretrained(staged, save_embedding_layers=False)
-            self.contract.write(staged)
-            replace_folder(staged, self.job.run.adapter)
-        self.job.report({"event": "adapter", "step": step, "value": value, "path": str(self.job.run.adapter)})
+    @property
+    def evals(self) -> list[dict[str, Any]]:
+        """All evaluations so far."""
+        return self.examiner.evals if self.examiner else []
+
+    def recall(self, job: Job, events: Sequence[Event]) -> None:
+        """Know what happened up to the checkpoint."""
+        self.best.recall(events, job.checkpoint)
+        self.conductor.watch.recall(events)
+        self.evals.extend(dict(event) for event in events if event["event"] == "eval")
 
 
-def _build(
-    job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[str, Any], stop: StopRequest
-) -> tuple[AdapterTrainer, Examiner | None, BestAdapter]:
+def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[str, Any], stop: StopRequest) -> Session:
     config = job.config
     arguments = training_arguments(job, plan["updates"]["total"])
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
@@ -203,7 +295,7 @@ def _build(
     model = add_lora(base, config.parts, config.rank, config.alpha, config.dropout)
     encoder = Encoder(load_processor(config.model), contract)
     examiner = _examiner(job, dataset, Predictor(model, encoder), stop)
-    best = BestAdapter(job, model, contract)
+    best = BestAdapter(job.run, job.report, job.is_first, model, contract)
     updates = plan["updates"]
     conductor = Conductor(
         config=config,
@@ -212,21 +304,23 @@ def _build(
         stop=stop,
         examiner=examiner,
         keep_best=best.keep,
+        watch=Watch(),
     )
     pad_id = encoder.processor.tokenizer.pad_token_id
     trainer = AdapterTrainer(
         run=job.run,
+        contract=contract,
         keep_last=config.keep_last,
         report=job.report,
         model=model,
         args=arguments,
-        train_dataset=TrainingData(dataset, dataset.samples(dataset.train), encoder),
-        data_collator=partial(collate, pad_id=pad_id, image_id=base.config.image_token_id),
+        train_dataset=NamedData(TrainingData(dataset, dataset.samples(dataset.train), encoder)),
+        data_collator=partial(collate_named, pad_id=pad_id, image_id=base.config.image_token_id),
         callbacks=[conductor],
     )
     _silence(trainer)
     conductor.trainer = trainer
-    return trainer, examiner, best
+    return Session(trainer, conductor, examiner, best, updates["total"])
 
 
 def _silence(trainer: AdapterTrainer) -> None:
