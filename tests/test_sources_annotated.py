@@ -418,6 +418,20 @@ def test_shares_of_the_sides_in_csv_are_found_out(tmp_path: Path) -> None:
     assert_same(data, [view for view in views if view.boxes])
 
 
+def test_names_and_labels_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
+    source = write_yolo(tmp_path / "set", truth())
+    write_names(source, ("\x1b[31mcup", "pen\x07"))
+    (source / "labels" / "train" / "train-0.txt").rename(source / "labels" / "train" / "\x1b]0;x.txt")
+    (source / "images" / "train" / "train-0.jpg").rename(source / "images" / "train" / "\x1b]0;x.jpg")
+    (source / "labels" / "train" / "\x1b]0;x.txt").write_text("7 .5 .5 .1 .1\n")
+    events: list[Any] = []
+    data = prepare(source, tmp_path, dry_run=True, emit=events.append)
+    said = [event["text"] for event in events if "text" in event]
+    assert all(text.isprintable() for text in said)
+    assert any("\\x1b[31mcup" in text for text in said) and any("\\x1b]0;x.txt, line 1" in text for text in said)
+    assert "\x1b[31mcup" in {o.label for o in data.samples("train")[1].objects}  # the data stay as they are
+
+
 # Image folders
 
 

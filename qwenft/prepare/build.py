@@ -25,6 +25,7 @@ from qwenft.prepare.rows import (
     Row,
     Source,
     counted,
+    printable,
 )
 from qwenft.prepare.sources import HubOptions, Target, open_source, resolve
 from qwenft.prepare.store import PictureStore
@@ -295,11 +296,11 @@ def _build(staging: Path | None, name: str, source: Source, *, request: Request,
             raise _nothing_left(result.bad_rows, found.rows_read, source.kind)
         report = _report(name, source, found, settled, result, request=request, options=options, staging=staging)
         for kind, text in write.spoken(report):
-            emit(warning(text) if kind == "warning" else note(text))
+            emit(warning(printable(text)) if kind == "warning" else note(printable(text)))
         manifest, samples = write.manifest(report, options.output_format), report.division.samples
         if staging is None:
             for text in _examples([*result.bad_rows, *result.bad_objects]):
-                emit(note(text))
+                emit(note(printable(text)))
         else:
             write.write_dataset(
                 staging, manifest, samples, result.bad_rows, result.bad_objects, num_previews=options.preview
@@ -392,7 +393,7 @@ def _nothing_left(bad_rows: Sequence[BadRow], rows_read: int, kind: str) -> Data
     hint = _HINTS.get(first, "mend the source, then prepare it again")
     if first is Reason.PICTURE_MISSING and kind == "records":
         hint += ", or name their column: --columns image=NAME"
-    return DataError("\n".join(lines), hint=hint)
+    return DataError(printable("\n".join(lines)), hint=hint)
 
 
 _HINTS: Mapping[Any, str] = {

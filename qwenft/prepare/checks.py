@@ -10,7 +10,7 @@ from qwenft.core.boxes import Box, Size, area, clip, to_xyxy
 from qwenft.core.samples import Sample, SceneObject
 from qwenft.prepare.convention import TOLERANCE_PX, Observed, misfit
 from qwenft.prepare.pictures import Stored, turn_box
-from qwenft.prepare.rows import BadObject, BadRow, RawBox, RawRow, Reason
+from qwenft.prepare.rows import BadObject, BadRow, RawBox, RawRow, Reason, printable
 
 Frame = Literal["upright", "stored", "undecided"]
 """Which way up the boxes of EXIF-turned pictures are meant: as a viewer shows them, or as the file stores them."""
@@ -72,7 +72,7 @@ def _observed(taken: Iterable[Taken]) -> Iterator[Observed]:
         for box in row.boxes:
             four = _four(box)
             if four is not None:
-                yield Observed(four, stored.image_wh, box.where or row.where)
+                yield Observed(four, stored.image_wh, printable(box.where or row.where))
 
 
 def _observed_turned(taken: Iterable[Taken], sizes: Sizes) -> Iterator[Observed]:
