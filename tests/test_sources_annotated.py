@@ -356,7 +356,7 @@ def test_a_rotated_rectangle_of_label_studio_becomes_the_box_around_it(tmp_path:
     value = {"x": 50, "y": 50, "width": 25, "height": 25, "rotation": 90, "rectanglelabels": ["cup", "pen"]}
     region = {"type": "rectanglelabels", "original_width": 160, "original_height": 120, "value": value}
     brush = {"type": "brushlabels", "value": {"rle": [1, 2]}}
-    tasks[0]["annotations"] = [{"result": [region, brush]}, {"result": []}]
+    tasks[0]["annotations"] = [{"result": [region, brush, {**region, "image_rotation": 90}]}, {"result": []}]
     tasks[1]["annotations"] = []
     tasks[2]["data"] = {"image": None}
     tasks[3]["data"] = {"image": "https://example.com/there/train-3.jpg?x=1"}
@@ -364,7 +364,7 @@ def test_a_rotated_rectangle_of_label_studio_becomes_the_box_around_it(tmp_path:
     data = prepare(source, tmp_path)
     assert found(data)["train", views[0].content] == [("cup", (50, 60, 80, 100)), ("pen", (50, 60, 80, 100))]
     assert ("train", views[3].content) in found(data)
-    assert reasons(data) == {"box-unreadable": 1, "annotation-missing": 1, "picture-missing": 1}
+    assert reasons(data) == {"box-unreadable": 2, "annotation-missing": 1, "picture-missing": 1}
     assert any("1 further one left alone" in note for note in data.manifest.notes)
 
 

@@ -294,7 +294,9 @@ def _build(staging: Path | None, name: str, source: Source, *, request: Request,
         result = _assemble(found, settled, source, name)
         if not any(result.by_split.values()):
             raise _nothing_left(result.bad_rows, found.rows_read, source.kind)
-        report = _report(name, source, found, settled, result, request=request, options=options, staging=staging)
+        report = _report(
+            name, source, found, settled, result, request=request, options=options, staging=staging, emit=emit
+        )
         for kind, text in write.spoken(report):
             emit(warning(printable(text)) if kind == "warning" else note(printable(text)))
         manifest, samples = write.manifest(report, options.output_format), report.division.samples
@@ -329,13 +331,17 @@ def _report(
     request: Request,
     options: Options,
     staging: Path | None,
+    emit: Emit,
 ) -> write.Report:
     origin = str(source.about.get("id") or source.about["path"])
     division = splits.divide(result.by_split, val_fraction=options.val_fraction, seed=options.seed, source=origin)
     counts = _counts(found, result, division, source)
     _check_books(counts)
     shown = _one_per_picture(found.taken)
-    forms = options.export if staging is not None else ()
+    said: list[str] = []
+    for form in options.export:
+        if staging is not None:
+            said += exports.export(staging, division.samples, form, emit)
     return write.Report(
         name=name,
         source=source,
@@ -352,7 +358,7 @@ def _report(
         counts=counts,
         reasons=Counter([str(bad.reason) for bad in result.bad_rows] + [str(bad.reason) for bad in result.bad_objects]),
         limit=request.limit,
-        exported=tuple(text for form in forms for text in exports.export(staging or Path(), division.samples, form)),
+        exported=tuple(said),
     )
 
 

@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from PIL import Image
 from qwenft.core.answer import Prompts, Task, write_answer
 from qwenft.core.boxes import Box, Size, smart_resize, to_input_px
 from qwenft.core.errors import DataError
+from qwenft.core.events import Emit, ignore, progress
 from qwenft.core.files import write_json, write_jsonl, write_whole
 from qwenft.core.samples import TASKS, Sample, SceneObject
 from qwenft.prepare.pictures import open_upright
@@ -32,6 +34,8 @@ QWEN_BUDGET: Final = (28 * 28 * 16, 28 * 28 * 576)
 LLAMAFACTORY_BUDGET: Final = (56 * 56, 768 * 768)
 """The processor's own min_pixels; image_max_pixels (src/llamafactory/hparams/model_args.py), applied before it."""
 JPEG_QUALITY: Final = 95
+REPORT_EVERY: Final = 50
+"""Samples between two reports of progress."""
 CONTROL: Final = re.compile(r"<(image|video|audio|bbox|ref-object)>")
 """Placeholders of these tools: in a text of the data they would speak as control."""
 
@@ -59,6 +63,8 @@ class Exporter:
     target: Path
     splits: Splits
     budget: tuple[int, int] | None
+    tick: Callable[[], None]
+    """Called once a sample."""
 
     def input_wh(self, sample: Sample) -> Size:
         """Size of the picture as it is written."""
@@ -70,6 +76,7 @@ class Exporter:
 
     def picture(self, sample: Sample, name: str | None = None) -> str:
         """Put the sample's picture below the target, once; returns its path relative to the target."""
+        self.tick()
         relative = name or sample.image
         same_size = self.input_wh(sample) == sample.image_wh
         if not same_size and not relative.endswith((".jpg", ".png")):
@@ -93,7 +100,7 @@ def _link(source: Path, path: Path) -> None:
         shutil.copyfile(source, path)
 
 
-def export(source: Path, splits: Splits, form: str) -> list[str]:
+def export(source: Path, splits: Splits, form: str, emit: Emit = ignore) -> list[str]:
     """Write the samples below `source`/exports/<form>; returns what is to be said.  Raises DataError."""
     chosen = FORMS[form]
     found = Counter(sample.task for samples in splits.values() for sample in samples)
@@ -103,10 +110,25 @@ def export(source: Path, splits: Splits, form: str) -> list[str]:
             f"{form} holds {' or '.join(chosen.tasks)}, this is {', '.join(found)}", hint=f"--export {other}"
         )
     kept = {name: tuple(s for s in samples if s.task in chosen.tasks) for name, samples in splits.items()}
-    exporter = Exporter(source, source / "exports" / form, kept, chosen.budget)
+    what, total = f"exporting {form}", sum(map(len, kept.values()))
+    tick = _ticker(what, total, emit)
+    exporter = Exporter(source, source / "exports" / form, kept, chosen.budget, tick)
     exporter.target.mkdir(parents=True)
     chosen.write(exporter)
+    emit(progress(what, total, total))
     return [f"exports/{form}: {chosen.frame}", *_left_out(kept, found, chosen, form)]
+
+
+def _ticker(what: str, total: int, emit: Emit) -> Callable[[], None]:
+    """Count pictures and report now and then.  Captions are counted more than once: that is cut at `total`."""
+    numbers = count(1)
+
+    def tick() -> None:
+        done = next(numbers)
+        if done % REPORT_EVERY == 0 and done < total:
+            emit(progress(what, done, total))
+
+    return tick
 
 
 def _left_out(kept: Splits, found: Counter[Task], chosen: Form, form: str) -> Iterator[str]:

@@ -150,6 +150,10 @@ def _objects(region: Mapping[str, Any], where: str) -> Iterator[RawBox | BadObje
     """One object a label: a region may carry several."""
     kind, value = _shape(region), region.get("value")
     original = {"type": region.get("type"), "value": value}
+    if region.get("image_rotation"):
+        detail = f"drawn on a picture turned by {region['image_rotation']} degrees"
+        yield BadObject(where, Reason.BOX_UNREADABLE, detail, original)
+        return
     box = _box(kind, value, _size(region)) if isinstance(value, dict) else None
     if box is None:
         yield BadObject(where, Reason.BOX_UNREADABLE, f"{kind} without a box", original)
