@@ -106,6 +106,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--gpus", action="append")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--plain", action="store_true", help="each setting a second time with fast=false")
     parser.add_argument(
         "--settings", type=int, nargs="*", default=range(len(SETTINGS)), help="numbers of the rows, from 0"
     )
@@ -130,9 +131,11 @@ def main() -> None:
         subprocess.run(prepare, cwd=root, check=True)
         for gpus in options.gpus or ["0"]:
             for number in options.settings:
-                rows.append(run(root, f"r{gpus.replace(',', '-')}-{number}", gpus, options.steps, SETTINGS[number]))
-                print(json.dumps(rows[-1])[:600], flush=True)
-                (options.out / "training.json").write_text(json.dumps(rows, indent=1))
+                for more in ({}, {"fast": False}) if options.plain else ({},):
+                    name = f"r{gpus.replace(',', '-')}-{number}-{len(more)}"
+                    rows.append(run(root, name, gpus, options.steps, {**SETTINGS[number], **more}))
+                    print(json.dumps(rows[-1])[:600], flush=True)
+                    (options.out / "training.json").write_text(json.dumps(rows, indent=1))
     print("gpus  samples/s  peak GiB  estimate  ratio  settings")
     for row in rows:
         if "error" not in row:

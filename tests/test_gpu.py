@@ -70,3 +70,15 @@ def test_two_gpus_train_what_one_trains_and_keep_the_order_asked_for(workplace: 
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     plan = next(event for event in two if event["event"] == "plan")
     assert [line[:15] for line in plan["devices"]] == ["cuda:0 = GPU 1 ", "cuda:1 = GPU 0 "]
+
+
+def test_the_fast_step_in_bf16_stays_within_the_plain_ones_distance_from_float32(workplace: Path) -> None:
+    settings = {"max_steps": 10, "eval_samples": 0, "learning_rate": 1e-3, "parts": "language,vision"}
+    runs = {"exact": {"dtype": "float32", "fast": False}, "plain": {"fast": False}, "fast": {"fast": True}}
+    losses = {}
+    for name, more in runs.items():
+        events = train(workplace, name, "0", **settings, **more)
+        assert not [event for event in events if event["event"] == "warning"]
+        losses[name] = [event["loss"] for event in events if event["event"] == "step"]
+    spread = max(abs(a - b) for a, b in zip(losses["plain"], losses["exact"], strict=True))
+    assert max(abs(a - b) for a, b in zip(losses["fast"], losses["exact"], strict=True)) <= 2 * spread

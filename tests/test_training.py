@@ -61,6 +61,20 @@ def test_one_times_eight_is_two_times_four_is_eight_times_one(workplace: Path) -
         assert distance(adapter, reference) < 1e-4
 
 
+def test_the_fast_step_trains_what_the_plain_one_trains(workplace: Path) -> None:
+    results = []
+    for fast in (True, False):
+        status, run, events = train_here(
+            workplace, f"fast-{fast}", fast=fast, batch_size=4, accumulation=2, max_steps=3, learning_rate=1e-3,
+            parts="language,vision",
+        )  # fmt: skip
+        assert status == 0
+        assert not [event for event in events if event["event"] == "warning"]
+        results.append((losses(events), adapter_of(run)))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert distance(results[0][1], results[1][1]) < 1e-3
+
+
 def test_training_learns_and_leaves_everything_that_the_design_names(workplace: Path) -> None:
     status, run, events = train_here(
         workplace, "learns", batch_size=4, accumulation=1, epochs=6, learning_rate=5e-3, rank=8,

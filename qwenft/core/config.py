@@ -73,6 +73,8 @@ class TrainConfig(BaseModel):
     """As nvidia-smi numbers them: `0`, `1,3`, `all`, or `cpu`, `cpu:2`. Unset: the first GPU, or the CPU."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the frozen weights. auto: bfloat16 on a GPU, float32 on the CPU."""
+    fast: bool = True
+    """Vision windows in one call, logits only where learned: the same computation, probed at the start. false: plain."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: half the memory, several times slower (benchmarks/README.md)."""
     save_every: PositiveInt | None = None

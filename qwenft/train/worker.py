@@ -26,6 +26,7 @@ from qwenft.core.files import to_line, write_whole
 from qwenft.core.runs import Contract, Run, point_latest
 from qwenft.core.samples import PreparedDataset
 from qwenft.evaluate.run import spread
+from qwenft.model.attention import enable_fast_vision
 from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import Encoder, TrainingData
 from qwenft.model.load import add_lora, base_contract, load_base, load_processor, quiet_libraries
@@ -291,6 +292,8 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
     set_seed(config.seed)
     base = load_base(config.model, dtype, arguments.device)
+    if config.fast and (why := enable_fast_vision(base)):
+        job.report(warning(f"the fast vision tower is off: {why}"))
     base.model.language_model.config.use_cache = False
     model = add_lora(base, config.parts, config.rank, config.alpha, config.dropout)
     encoder = Encoder(load_processor(config.model), contract)
@@ -315,7 +318,7 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
         model=model,
         args=arguments,
         train_dataset=NamedData(TrainingData(dataset, dataset.samples(dataset.train), encoder)),
-        data_collator=partial(collate_named, pad_id=pad_id, image_id=base.config.image_token_id),
+        data_collator=partial(collate_named, pad_id=pad_id, image_id=base.config.image_token_id, fast=config.fast),
         callbacks=[conductor],
     )
     _silence(trainer)
