@@ -135,7 +135,9 @@ def test_the_blood_cells_as_coco_and_as_yolo_by_an_independent_script_give_the_s
         source = FORMS[form](tmp_path / form, views)
         if form == "yolo":
             write_names(source, names)
-        assert_same(prepare(source, tmp_path), views, within_px=0.001 if form == "coco" else 0.01)
+        data = prepare(source, tmp_path)
+        assert_same(data, views, within_px=0.001 if form == "coco" else 0.01)
+        assert data.manifest.counts["objects"] == sum(len(view.boxes) for view in views)
 
 
 def write_names(source: Path, names: tuple[str, ...]) -> None:
@@ -280,8 +282,9 @@ def test_yolo_folders_are_found_however_the_yaml_names_them(tmp_path: Path, sett
             (source / split).mkdir(exist_ok=True)
             (source / kind / split).rename(source / split / kind)
     (source / "data.yaml").write_text(json.dumps({**settings, "nc": 2, "names": list(LABELS)}))
-    assert_same(prepare(source, tmp_path), views)
-    assert_same(prepare(source / "data.yaml", tmp_path, out=Path("again")), views)
+    one, other = prepare(source, tmp_path), prepare(source / "data.yaml", tmp_path, out=Path("again"))
+    assert_same(one, views)
+    assert found(one) == found(other)
 
 
 def test_boxes_of_a_pose_file_are_read_without_its_points(tmp_path: Path) -> None:
@@ -291,7 +294,9 @@ def test_boxes_of_a_pose_file_are_read_without_its_points(tmp_path: Path) -> Non
     (source / "data.yaml").write_text(json.dumps({**settings, "kpt_shape": [2, 3]}))
     for file in (source / "labels").rglob("*.txt"):
         file.write_text("".join(f"{line} 0.1 0.1 2 0.2 0.2 1\n" for line in file.read_text().splitlines()))
-    assert_same(prepare(source, tmp_path), views)
+    data = prepare(source, tmp_path)
+    assert_same(data, views)
+    assert not reasons(data)
 
 
 def test_a_list_file_cannot_reach_pictures_outside_unless_links_are_followed(tmp_path: Path) -> None:
