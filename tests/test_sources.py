@@ -1,6 +1,7 @@
 """Each source format is recognized by content and read as the same raw rows."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -382,3 +383,19 @@ def test_a_table_cut_off_in_its_middle_is_an_error_that_names_it(tmp_path: Path)
     with pytest.raises(DataError, match=r"train\.parquet is no whole parquet file") as caught:
         prepare(path.parent, tmp_path)
     assert "interrupted" in caught.value.hint
+
+
+@pytest.mark.parametrize("group", [50, 100_000], ids=["small groups", "one group"])
+def test_a_large_table_is_not_held_in_memory(tmp_path: Path, group: int) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from qwenft.prepare.sources.parquet import ParquetTable
+
+    noise = [random.Random(n).randbytes(100_000) for n in range(400)]  # 40 MB that do not shrink
+    pq.write_table(pa.table({"image": noise}), tmp_path / "a.parquet", row_group_size=group)
+    most = rows = 0
+    for row in ParquetTable([tmp_path / "a.parquet"]):
+        most, rows = max(most, pa.total_allocated_bytes()), rows + (row["image"] == noise[rows])
+    assert rows == 400
+    assert most < 20_000_000

@@ -40,8 +40,10 @@ class ParquetTable:
 
         for file in self._files:
             try:
-                for batch in self._open(file).iter_batches(ROWS_AT_ONCE):
-                    yield from batch.to_pylist()
+                opened = self._open(file)
+                for group in range(opened.num_row_groups):  # over all groups at once, pyarrow would keep the whole file
+                    for batch in opened.iter_batches(ROWS_AT_ONCE, row_groups=[group]):
+                        yield from batch.to_pylist()
             except (pyarrow.ArrowException, OSError) as error:
                 raise _broken(file, error) from error
 
@@ -51,7 +53,7 @@ class ParquetTable:
         from pyarrow import parquet
 
         try:
-            return parquet.ParquetFile(file)
+            return parquet.ParquetFile(file, memory_map=True)  # else a group (often the whole file) is read at once
         except (pyarrow.ArrowException, OSError) as error:
             raise _broken(file, error) from error
 
