@@ -254,9 +254,9 @@ def test_the_option_takes_a_name_or_none(
 ) -> None:
     asked: list[Any] = []
 
-    def resume(name: str | None, settings: Any, **more: Any) -> None:
+    def resume(which: str | None, settings: Any, **more: Any) -> None:
         given = {key: more[key] for key in ("data", "model", "name", "gpus", "epochs") if more[key] is not None}
-        asked.append((name, list(settings), given))
+        asked.append((which, list(settings), given))
         raise RunError("enough")
 
     monkeypatch.setattr("qwenft.train.launch.resume_training", resume)
