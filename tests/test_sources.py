@@ -393,7 +393,9 @@ def test_a_large_table_is_not_held_in_memory(tmp_path: Path, group: int) -> None
     from qwenft.prepare.sources.parquet import ParquetTable
 
     noise = [random.Random(n).randbytes(100_000) for n in range(400)]  # 40 MB that do not shrink
-    pq.write_table(pa.table({"image": noise}), tmp_path / "a.parquet", row_group_size=group)
+    table = pa.table({"image": noise})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=group, write_batch_size=16)  # pages of 16 rows
+    del table
     most = rows = 0
     for row in ParquetTable([tmp_path / "a.parquet"]):
         most, rows = max(most, pa.total_allocated_bytes()), rows + (row["image"] == noise[rows])

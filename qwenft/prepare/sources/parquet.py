@@ -53,7 +53,8 @@ class ParquetTable:
         from pyarrow import parquet
 
         try:
-            return parquet.ParquetFile(file, memory_map=True)  # else a group (often the whole file) is read at once
+            # Read ahead or not mapped, a group (often the whole file) would be held at once.
+            return parquet.ParquetFile(file, memory_map=True, pre_buffer=False)
         except (pyarrow.ArrowException, OSError) as error:
             raise _broken(file, error) from error
 
