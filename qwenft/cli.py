@@ -14,7 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from qwenft.core.errors import QwenftError, UsageError
-from qwenft.core.usage import check_overrides, usage_error, with_resume_value
+from qwenft.core.usage import check_overrides, role_pairs, usage_error, with_resume_value
 
 if TYPE_CHECKING:
     from qwenft.ui import Screen
@@ -59,7 +59,7 @@ app = typer.Typer(
 DEBUG = "QWENFT_DEBUG"
 SETTINGS = (
     "data, model, name, seed, epochs, max_steps, batch_size, accumulation, learning_rate, schedule, warmup, "
-    "weight_decay, max_grad_norm, rank, alpha, dropout, parts, min_pixels, max_pixels, workers, gpus, dtype, "
+    "weight_decay, max_grad_norm, rank, alpha, dropout, parts, min_pixels, max_pixels, workers, gpus, dtype, fast, "
     "checkpointing, save_every, keep_last, eval_every, eval_samples, early_stopping, auto_micro_batch, report_to"
 )
 """Of core/config.py, spelled out: importing it for the help would cost more than the rest of the help."""
@@ -167,7 +167,7 @@ def prepare(
     """
     with _screen() as screen:
         screen.wait(f"reading {dataset}")
-        pairs = _pairs(columns)
+        pairs = role_pairs(columns)
         from qwenft.prepare.build import prepare_dataset
 
         made = prepare_dataset(
@@ -410,13 +410,30 @@ def steps(
 
         typer.echo(to_line(asdict(counted)))
         return
-    typer.echo(counted.formula)
-    typer.echo(f"batches per epoch   {counted.batches_per_epoch:,}")
-    typer.echo(f"updates per epoch   {counted.updates_per_epoch:,}")
-    typer.echo(f"updates in all      {counted.total_updates:,}")
-    typer.echo(f"samples per update  {counted.samples_per_update:,}")
+    typer.echo(counted.text())
     length = f"max_steps={max_steps}" if max_steps else f"epochs={epochs:g}"
     typer.echo(f"next: qwenft train batch_size={bs} accumulation={accum} {length}", err=True)
+
+
+@app.command(cls=_Command)
+def runs(
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Show this one: a name or a folder.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the runs, or show one: its state, step, best metric and age.
+
+    Example: qwenft runs my-run
+    """
+    with _screen() as screen:
+        from qwenft.train.overview import COLUMNS, list_runs, show_run
+
+        found = list_runs() if run is None else [show_run(run)]
+        if json:
+            screen.result({"runs": [one.to_json() for one in found]} if run is None else found[0].to_json())
+            return
+        screen.table("", COLUMNS, [one.row() for one in found]) if run is None else screen.facts(found[0].facts())
+        screen.hint("qwenft train" if not found else found[0].next_command)
 
 
 @app.command(cls=_Command)
@@ -444,17 +461,6 @@ def _screen() -> "Screen":
     from qwenft.ui import Screen
 
     return Screen()
-
-
-def _pairs(text: str | None) -> dict[str, str]:
-    """`image=img,bbox=box` as a mapping.  Raises UsageError."""
-    pairs = {}
-    for word in (text or "").split(",") if text else ():
-        role, equals, column = word.partition("=")
-        if not equals or not role.strip() or not column.strip():
-            raise UsageError(f"--columns: expected role=column, got {word!r}", hint="--columns image=img,bbox=box")
-        pairs[role.strip()] = column.strip()
-    return pairs
 
 
 def _command_line(without: str = "") -> str:

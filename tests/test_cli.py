@@ -18,7 +18,7 @@ from qwenft import cli
 from qwenft.core.config import TrainConfig
 from qwenft.core.files import write_json
 
-COMMANDS = ("prepare", "train", "predict", "eval", "steps", "demo")
+COMMANDS = ("prepare", "train", "predict", "eval", "steps", "runs", "demo")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from qwenft.core.errors import DeviceError
 from qwenft.core.runs import Run
 from qwenft.core.steps import count_updates
 from qwenft.train import launch
-from qwenft.train.checkpoints import complete_checkpoints
+from qwenft.train.checkpoints import complete_checkpoints, prune, publish, torn_checkpoints
 from qwenft.train.resume import smaller_micro_batch
 from qwenft.train.saving import is_stalled
 from qwenft.train.watch import EXPLODED, FEW, FLAT_UPDATES, Watch
@@ -213,6 +213,19 @@ def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(
     launch.train_adapter(make_config({"model": "tiny", "gpus": "cpu"}, "a test"), root=workplace, emit=events.append)
     assert [event["event"] for event in events] == ["waiting", "warning"]
     assert "train.log cannot be written" in events[1]["text"]
+
+
+def test_the_newest_checkpoints_stay_and_torn_older_ones_go(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8, 10):
+        staged = tmp_path / "staged"
+        staged.mkdir()
+        (staged / "weights").write_bytes(b"0123456789")
+        publish(staged, tmp_path / f"step-{step}")
+    for step in (4, 10):
+        (tmp_path / f"step-{step}" / "weights").unlink()
+    prune(tmp_path, keep_last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-6", "step-8"]
+    assert [path.name for path in torn_checkpoints(tmp_path)] == ["step-10"]
 
 
 # A GPU's memory

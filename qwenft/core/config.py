@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the frozen weights. auto: bfloat16 on a GPU, float32 on the CPU."""
     fast: bool = True
-    """Vision windows in one call, logits only where learned: the same computation, probed at the start. false: plain."""
+    """Vision windows in one call, logits only where learned: the same computation, probed at start. false: plain."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: half the memory, several times slower (benchmarks/README.md)."""
     save_every: PositiveInt | None = None

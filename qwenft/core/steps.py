@@ -23,6 +23,16 @@ class Updates:
     """Batch x processes x accumulation: the effective batch."""
     formula: str
 
+    def text(self) -> str:
+        """The formula and the four numbers, a line each."""
+        return (
+            f"{self.formula}\n"
+            f"batches per epoch   {self.batches_per_epoch:,}\n"
+            f"updates per epoch   {self.updates_per_epoch:,}\n"
+            f"updates in all      {self.total_updates:,}\n"
+            f"samples per update  {self.samples_per_update:,}"
+        )
+
 
 def count_updates(
     n: int,

@@ -34,6 +34,17 @@ def with_resume_value(words: Sequence[str]) -> list[str]:
     return found
 
 
+def role_pairs(text: str | None) -> dict[str, str]:
+    """`image=img,bbox=box` as a mapping.  Raises UsageError."""
+    pairs = {}
+    for word in (text or "").split(",") if text else ():
+        role, equals, column = word.partition("=")
+        if not equals or not role.strip() or not column.strip():
+            raise UsageError(f"--columns: expected role=column, got {word!r}", hint="--columns image=img,bbox=box")
+        pairs[role.strip()] = column.strip()
+    return pairs
+
+
 def usage_error(error: Any, words: Sequence[str]) -> UsageError:
     """Typer's complaint about a command line as ours.
 
