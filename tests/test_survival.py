@@ -80,7 +80,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_the_sample(
     assert status == 1
     trouble, error = events[-2:]
     assert (trouble["event"], trouble["kind"], trouble["samples"]) == ("trouble", "loss", [question])
-    assert error["kind"] == "RunError"
+    assert (error["kind"], error["hint"]) == ("RunError", f"qwenft train --config {run.config} learning_rate=5e-05")
     assert f"the loss of step {trouble['step']} is nan; samples: {question}" in error["message"]
     made = complete_checkpoints(run.checkpoints)
     assert [int(path.name[5:]) for path in made] == [n for n in (trouble["step"] - 2, trouble["step"] - 1) if n > 0]
@@ -199,6 +199,20 @@ def test_a_folder_that_became_read_only_is_told(workplace: Path, monkeypatch: py
     status, run, events = train_here(workplace, "readonly", **QUICK)
     assert status == 1
     assert events[-1]["message"].startswith(f"events.jsonl could not be written to {run.path}: Read-only file system")
+
+
+def test_a_place_where_no_run_can_be_made_is_told(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Path.mkdir
+
+    def refuse(self: Path, *arguments: Any, **more: Any) -> None:
+        if self.name == "nowhere":
+            raise OSError(errno.EROFS, "Read-only file system", str(self))
+        original(self, *arguments, **more)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    status, run, events = train_here(workplace, "nowhere", **QUICK)
+    assert status == 1
+    assert events[-1]["message"] == f"the run's folder {run.path} cannot be made: Read-only file system"
 
 
 def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(

@@ -260,9 +260,8 @@ class Conductor(TrainerCallback):
         if trouble.ends:
             made = checkpoints.complete_checkpoints(trainer.run.checkpoints)
             stands = f"; the checkpoint {made[-1]} is from before" if made else ""
-            raise RunError(
-                trouble.text + stands, hint=f"look at these samples, or qwenft train learning_rate={self.lower_rate:g}"
-            )
+            text = f"{trouble.text}{stands}. Look at these samples; if they are sound, learn more slowly"
+            raise RunError(text, hint=f"qwenft train --config {trainer.run.config} learning_rate={self.lower_rate:g}")
         trainer.report(warning(trouble.text))
 
 

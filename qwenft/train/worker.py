@@ -20,7 +20,7 @@ from transformers import TrainingArguments, set_seed
 from qwenft import __version__
 from qwenft.core.config import TrainConfig, make_config, to_yaml
 from qwenft.core.devices import Devices
-from qwenft.core.errors import DeviceError, ModelError, QwenftError
+from qwenft.core.errors import DeviceError, ModelError, QwenftError, RunError
 from qwenft.core.events import Event, warning
 from qwenft.core.files import to_line, write_whole
 from qwenft.core.runs import Contract, Run, point_latest
@@ -128,8 +128,11 @@ def main(arguments: list[str]) -> int:
     except torch.cuda.OutOfMemoryError as error:
         return job.fail(_out_of_memory(job, error), out_of_memory=job.training)
     except OSError as error:
-        if error.errno not in UNWRITABLE or not job.run.path.is_dir():
+        if error.errno not in UNWRITABLE:
             raise
+        if not job.run.path.is_dir():
+            why = f"the run's folder {job.run.path} cannot be made: {error.strerror or error}"
+            return job.fail(RunError(why, hint="start it in a folder that can be written"))
         return job.fail(unwritten(Path(error.filename or job.run.events).name, job.run, error.strerror or str(error)))
 
 
@@ -190,7 +193,7 @@ def _train(job: Job, session: "Session", stop: StopRequest) -> None:
         trainer.go_on(job.checkpoint)
         _measure_what_a_stop_left_out(session, stop)
     done = trainer.state.global_step >= session.total or is_stalled(session.evals, job.config.early_stopping)
-    if done or stop.requested():
+    if done or stop.agreed(trainer.args.device):
         return
     job.training = True
     trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
@@ -199,7 +202,9 @@ def _train(job: Job, session: "Session", stop: StopRequest) -> None:
 
 def _measure_what_a_stop_left_out(session: "Session", stop: StopRequest) -> None:
     step = session.trainer.state.global_step
-    if session.examiner is None or step not in session.conductor.eval_steps or stop.requested():
+    if session.examiner is None or step not in session.conductor.eval_steps:
+        return
+    if stop.agreed(session.trainer.args.device):
         return
     if all(event["step"] != step for event in session.evals):
         value = session.examiner.measure(step)
