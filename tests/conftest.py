@@ -11,7 +11,7 @@ from qwenft.demo.scenes import write_scenes
 from qwenft.prepare.build import prepare_dataset
 
 # One thread a process: pytest-xdist has one process a core already, and OpenMP's threads wait by spinning.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 settings.register_profile("qwenft", deadline=None, derandomize=True)
 settings.load_profile("qwenft")
 

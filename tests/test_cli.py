@@ -35,6 +35,8 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
     for name in ("QWENFT_DEBUG", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
         monkeypatch.setenv(name, "")  # so that what a command sets is taken back
         monkeypatch.delenv(name)
+    for name in ("huggingface_hub.constants", "datasets.config"):  # as in a process that has asked no hub yet
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 
     def typed(line: str) -> Said:

@@ -15,6 +15,8 @@ from qwenft.model.load import add_lora, load_config, lora_modules, meta_model
 
 TEXT_TOKENS: Final = 110
 """Assumed for system text, question and answer of one sample: the Qwen team's prompt takes about 50, a box about 40."""
+ANSWER_TOKENS: Final = 45
+"""Assumed for the answer of one sample with one box: where the fast step computes logits."""
 GIB: Final = 1024**3
 ALLOCATOR_SHARE: Final = 0.08
 """What the allocator and the kernels' own buffers add: measured on the 3B shape (benchmarks/README.md)."""
@@ -126,7 +128,8 @@ def memory_estimate(
     a_layer = rows * size * (10 * text.hidden_size + 4 * text.intermediate_size)
     layers = text.num_hidden_layers
     kept = a_layer * (1 if config.checkpointing else layers) + rows * size * text.hidden_size * layers
-    logits = rows * text.vocab_size * (4 + 4 + size)
+    learned = config.batch_size * ANSWER_TOKENS if config.fast else rows
+    logits = learned * text.vocab_size * (4 + 4 + size)
     patches = config.batch_size * (tokens - TEXT_TOKENS) * 4
     tower = patches * size * (10 * vision.hidden_size + 4 * vision.intermediate_size)
     if {"vision", "merger"} & set(config.parts):
