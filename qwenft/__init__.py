@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from qwenft.evaluate.run import evaluate_run as evaluate_run
     from qwenft.predict.find import find as find
     from qwenft.prepare.build import prepare_dataset as prepare_dataset
+    from qwenft.train.launch import resume_training as resume_training
     from qwenft.train.launch import train_adapter as train_adapter
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "prepare_dataset": "qwenft.prepare.build",
     "train_adapter": "qwenft.train.launch",
+    "resume_training": "qwenft.train.launch",
     "find": "qwenft.predict.find",
     "evaluate_run": "qwenft.evaluate.run",
     "count_updates": "qwenft.core.steps",

@@ -17,7 +17,17 @@ from rich.table import Table
 from rich.text import Text
 
 from qwenft.core.errors import QwenftError
-from qwenft.core.events import Event, PlainLines, amount, duration, eval_text, finished_text, plan_rows, warning
+from qwenft.core.events import (
+    Event,
+    PlainLines,
+    amount,
+    duration,
+    eval_text,
+    finished_text,
+    plan_rows,
+    printable,
+    warning,
+)
 from qwenft.core.files import to_line
 from qwenft.core.predictions import Prediction
 from qwenft.core.samples import PreparedDataset
@@ -184,7 +194,7 @@ class Screen:
             numeric = all(NUMERIC.fullmatch(row[at]) for row in cells)
             drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in cells:
-            drawn.add_row(*(Text(cell) for cell in row))
+            drawn.add_row(*(Text(printable(cell)) for cell in row))
         if title:
             self.out.print(Text(title, "bold"), soft_wrap=True)
         self.out.print(drawn)
@@ -276,7 +286,9 @@ class Screen:
         self.err.print(Text.assemble((label, label_style), ("\n".join(lines), style)), soft_wrap=True)
 
     def _write_rows(self, rows: Iterable[Sequence[str]]) -> None:
-        sys.stdout.write("".join("\t".join(" ".join(cell.split()) for cell in cells) + "\n" for cells in rows))
+        sys.stdout.write(
+            "".join("\t".join(" ".join(printable(cell).split()) for cell in cells) + "\n" for cells in rows)
+        )
         sys.stdout.flush()  # in one log with stderr the order is that of the screen
 
     def _write(self, line: str) -> None:

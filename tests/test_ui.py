@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from play_events import PATH
 from terminal import colours, controls, on_terminal, plain, screen
 
-from qwenft.core.events import PlainLines, progress
-from qwenft.ui import _wrapped
+from qwenft.core.events import PlainLines, note, progress
+from qwenft.ui import Screen, _wrapped
 
 PLAY = [sys.executable, str(Path(__file__).parent / "play_events.py")]
 PEOPLE, JSON = [*PLAY, "people"], [*PLAY, "json"]
@@ -159,3 +159,14 @@ def test_wrapping_loses_no_word_and_cuts_none(text: str, width: int) -> None:
     lines = _wrapped(text, width, 0, 2)
     assert " ".join(lines).replace(";", " ").split() == text.replace(";", " ").split()
     assert all(len(line) <= width or len(line.split()) == 1 for line in lines)
+
+
+def test_a_strangers_text_cannot_speak_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "dog\x1b[2J\x07"
+    screen = Screen()
+    screen.emit(note(f"label {evil}"))
+    screen.table("", ("picture", "label"), [("a.jpg", evil)])
+    said = capsys.readouterr()
+    assert "dog\\x1b[2J" in said.out
+    assert "dog\\x1b[2J" in said.err
+    assert "\x1b" not in said.out + said.err

@@ -19,14 +19,23 @@ def progress(what: str, done: int, total: int | None) -> Event:
     return {"event": "progress", "what": what, "done": done, "total": total}
 
 
+def printable(text: str) -> str:
+    """The text without what a terminal would obey: names and labels come from strangers.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def note(text: str) -> Event:
     """Something worth saying aloud."""
-    return {"event": "note", "text": text}
+    return {"event": "note", "text": printable(text)}
 
 
 def warning(text: str) -> Event:
     """Something that the user should look at, though the work goes on."""
-    return {"event": "warning", "text": text}
+    return {"event": "warning", "text": printable(text)}
 
 
 def waiting(text: str) -> Event:

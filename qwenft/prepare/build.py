@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from qwenft.core.boxes import CONVENTIONS
 from qwenft.core.errors import DataError, UsageError, nearest
-from qwenft.core.events import Emit, ignore, note, progress, warning
+from qwenft.core.events import Emit, ignore, note, printable, progress, warning
 from qwenft.core.files import whole_folder
 from qwenft.core.samples import Manifest, PreparedDataset, Sample, as_task
 from qwenft.prepare import checks, convention, exports, splits, write
@@ -25,7 +25,6 @@ from qwenft.prepare.rows import (
     Row,
     Source,
     counted,
-    printable,
 )
 from qwenft.prepare.sources import HubOptions, Target, open_source, resolve
 from qwenft.prepare.store import PictureStore
@@ -298,11 +297,11 @@ def _build(staging: Path | None, name: str, source: Source, *, request: Request,
             name, source, found, settled, result, request=request, options=options, staging=staging, emit=emit
         )
         for kind, text in write.spoken(report):
-            emit(warning(printable(text)) if kind == "warning" else note(printable(text)))
+            emit(warning(text) if kind == "warning" else note(text))
         manifest, samples = write.manifest(report, options.output_format), report.division.samples
         if staging is None:
             for text in _examples([*result.bad_rows, *result.bad_objects]):
-                emit(note(printable(text)))
+                emit(note(text))
         else:
             write.write_dataset(
                 staging, manifest, samples, result.bad_rows, result.bad_objects, num_previews=options.preview

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from qwenft.core.boxes import Box, Size, area, clip, to_xyxy
+from qwenft.core.events import printable
 from qwenft.core.samples import Sample, SceneObject
 from qwenft.prepare.convention import TOLERANCE_PX, Observed, misfit
 from qwenft.prepare.pictures import Stored, turn_box
-from qwenft.prepare.rows import BadObject, BadRow, RawBox, RawRow, Reason, printable
+from qwenft.prepare.rows import BadObject, BadRow, RawBox, RawRow, Reason
 
 Frame = Literal["upright", "stored", "undecided"]
 """Which way up the boxes of EXIF-turned pictures are meant: as a viewer shows them, or as the file stores them."""

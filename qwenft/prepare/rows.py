@@ -22,15 +22,6 @@ def counted(number: int, word: str, several: str = "") -> str:
     return f"{number:,} {word if number == 1 else several or word + 's'}"
 
 
-def printable(text: str) -> str:
-    """The text without what a terminal would obey: names and labels come from strangers.
-
-    >>> printable("a\\x1b[31mb")
-    'a\\\\x1b[31mb'
-    """
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
 class Reason(StrEnum):
     """Why a row or an object stands in rejected.jsonl; the text for people is in EXPLANATIONS."""
 
