@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import torch
+from torch import distributed
 from transformers import TrainingArguments, set_seed
 
 from qwenft import __version__
@@ -122,7 +123,10 @@ def main(arguments: list[str]) -> int:
     stop = StopRequest()
     stop.listen()
     try:
-        return _work(job, stop)
+        status = _work(job, stop)
+        if distributed.is_initialized():
+            distributed.barrier()  # the first process still writes when the others are done
+        return status
     except QwenftError as error:
         return job.fail(error)
     except torch.cuda.OutOfMemoryError as error:
@@ -134,6 +138,11 @@ def main(arguments: list[str]) -> int:
             why = f"the run's folder {job.run.path} cannot be made: {error.strerror or error}"
             return job.fail(RunError(why, hint="start it in a folder that can be written"))
         return job.fail(unwritten(Path(error.filename or job.run.events).name, job.run, error.strerror or str(error)))
+    finally:
+        if (
+            distributed.is_initialized()
+        ):  # else gloo's threads outlive it now and then, and the process ends in an abort
+            distributed.destroy_process_group()
 
 
 def _out_of_memory(job: Job, error: Exception) -> DeviceError:
