@@ -399,5 +399,5 @@ def _refcocog_row(split: str, number: int) -> dict[str, Any]:
         "image": {"bytes": picture.getvalue(), "path": f"{split}{number}.png"},
         "image_size": [160, 120],
         "question": f"thing {number}",
-        "bbox": f"[{number}.5, 10.0, {number + 40}.25, 90.0]",
+        "bbox": f"[{number + 60}.5, 30.0, {number + 120}.25, 110.0]",  # xywh and cxcywh would leave the picture
     }
