@@ -41,7 +41,7 @@ def photo(folder: Path) -> Path:
     """A real photo, or a drawn one where there is none."""
     if PHOTOS.is_dir():
         return sorted(PHOTOS.iterdir())[0]
-    Image.effect_noise((320, 240), 60).convert("RGB").save(folder / "photo.jpg")
+    Image.effect_noise((640, 480), 60).convert("RGB").save(folder / "photo.jpg")
     return folder / "photo.jpg"
 
 
