@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from qwenft.core.boxes import Box, Size, clip
-from qwenft.core.phrases import phrase_of as phrase_of  # noqa: PLC0414  (mypy: an explicit re-export)
 
 Status = Literal["ok", "salvaged", "empty", "unparsable"]
 Task = Literal["grounding", "detection", "caption"]

@@ -103,7 +103,6 @@ def add_lora(model: Any, parts: Sequence[str], rank: int, alpha: int, dropout: f
 
 def lora_modules(model: Any, part: str) -> list[str]:
     """Names of a part's layers that get LoRA."""
-
     pattern = re.compile(_LAYERS[part])
     return [
         name
@@ -113,7 +112,7 @@ def lora_modules(model: Any, part: str) -> list[str]:
 
 
 def load_adapter(base: Any, folder: Path) -> PeftModel:
-    """Put a trained adapter on its base and make sure that it does something.  Raises ModelError."""
+    """Put a trained adapter on its base, in eval mode.  Raises ModelError where it cannot be read."""
     try:
         model = PeftModel.from_pretrained(base, str(folder))
     except (OSError, ValueError, RuntimeError) as error:
@@ -132,7 +131,7 @@ def base_contract(name: str, *, weights: bool = True) -> Contract:
     return Contract(
         base=name,
         config_sha256=_config_hash(folder),
-        weights_sha256=_weights_hash(model_folder(name)) if weights else "",
+        weights_sha256=weights_hash(model_folder(name)) if weights else "",
         min_pixels=given.min_pixels if given else int(size["shortest_edge"]),
         max_pixels=given.max_pixels if given else min(int(size["longest_edge"]), DEFAULT_MAX_PIXELS),
         prompts=given.prompts if given else Prompts(),
@@ -147,7 +146,7 @@ def _config_hash(folder: Path) -> str:
     return sha256_of(json.dumps(value, sort_keys=True).encode())
 
 
-def _weights_hash(folder: Path) -> str:
+def weights_hash(folder: Path) -> str:
     """SHA-256 of the weight index: which tensors there are and where; of a single file, their names and shapes."""
     index, single = folder / WEIGHT_INDEX, folder / SINGLE_FILE
     if index.is_file():

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from qwenft.core.answer import Task, phrase_of
+from qwenft.core.answer import Task
 from qwenft.core.errors import DataError, UsageError
 from qwenft.core.events import Emit, ignore, note
+from qwenft.core.phrases import phrase_of
 from qwenft.core.predictions import Prediction, Question
 from qwenft.core.runs import choose_answerer
 from qwenft.predict.draw import FORMATS, draw_boxes, save_picture

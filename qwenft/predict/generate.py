@@ -144,8 +144,8 @@ class Predictor:
     def _read(self, question: Question, asked: Encoded, tokens: list[int], probs: list[float]) -> Prediction:
         """Turn one answer's tokens into boxes in image px."""
         tokenizer = self.encoder.processor.tokenizer
-        ends = [i for i, token in enumerate(tokens) if token in _end_tokens(self.model)]
-        tokens = tokens[: ends[0]] if ends else tokens
+        ends = _end_tokens(self.model)
+        tokens = tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
         pieces = _pieces(tokenizer, tokens)
         text = "".join(pieces)
         if question.task == "caption":

@@ -30,7 +30,7 @@ from qwenft.evaluate.run import spread
 from qwenft.model.attention import enable_fast_vision
 from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import Encoder, TrainingData
-from qwenft.model.load import add_lora, base_contract, load_base, load_processor, quiet_libraries
+from qwenft.model.load import add_lora, base_contract, load_base, load_processor, quiet_libraries, weights_hash
 from qwenft.predict.generate import Predictor
 from qwenft.train.batches import NamedData, collate_named
 from qwenft.train.card import write_card, write_curves
@@ -270,7 +270,7 @@ def trained_contract(base: Contract, config: TrainConfig, dataset: PreparedDatas
     versions |= {"qwenft": __version__, "python": platform.python_version()}
     return replace(
         base,
-        weights_sha256=base_contract(config.model).weights_sha256,
+        weights_sha256=weights_hash(model_folder(config.model)),
         tasks=tuple(sorted({sample.task for sample in samples})),
         data=dataset.name,
         pictures=tuple(sorted({sample.picture for sample in samples})),
