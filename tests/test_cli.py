@@ -15,6 +15,7 @@ from prepare_inputs import good_rows, picture, write_records
 from terminal import QWENFT, plain
 
 from qwenft import cli
+from qwenft.commands.train import SETTINGS
 from qwenft.core.config import TrainConfig
 from qwenft.core.files import write_json
 
@@ -183,7 +184,7 @@ def test_every_command_has_help_that_fits_and_an_example_that_parses(say: Callab
 
 
 def test_the_help_of_train_names_every_setting() -> None:
-    assert cli.SETTINGS.split(", ") == list(TrainConfig.model_fields)
+    assert SETTINGS.split(", ") == list(TrainConfig.model_fields)
 
 
 def test_nothing_typed_shows_the_help(say: Callable[[str], Said]) -> None:
