@@ -20,6 +20,11 @@ class Question:
     categories: tuple[str, ...] = ()
     id: str = ""
     """The sample's id in a prepared data set; empty for a picture of the user's."""
+    ask: str = ""
+    """A text to send as it is, in place of the prompt that the contract has for the task; the task still says how the
+    answer is read.  Empty: the contract's prompt."""
+    name: str = ""
+    """What the picture is called where that is not its path: the address that it was fetched from."""
 
     @classmethod
     def of(cls, sample: Sample, folder: Path) -> "Question":

@@ -85,7 +85,7 @@ class Encoder:
     def question(self, question: Question) -> Encoded:
         """Encode what is asked, up to where the answer begins.  Raises DataError for an unreadable picture."""
         picture = self.picture(open_upright(question.image))
-        prompt = self.contract.prompts.text(question.task, question.query, question.categories)
+        prompt = question.ask or self.contract.prompts.text(question.task, question.query, question.categories)
         before, between, after = self._frame
         image_id = self.processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         num_tokens = num_image_tokens(picture.input_wh)
