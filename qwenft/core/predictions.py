@@ -3,11 +3,17 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from qwenft.core.answer import Status, Task
 from qwenft.core.boxes import Box
 from qwenft.core.samples import Sample, as_task
+
+PredictionStatus = Status | Literal["error"]
+"""What an answer says, or `error`: nothing was answered, since the picture cannot be read."""
+STATUSES: Final[tuple[PredictionStatus, ...]] = (*get_args(Status), "error")
+SCORES: Final = ("tokens", "yes-no")
+"""Where a score comes from: the coordinates' probabilities, or the model asked back about each box."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,11 @@ class Question:
     name: str = ""
     """What the picture is called where that is not its path: the address that it was fetched from."""
 
+    @property
+    def shown_image(self) -> str:
+        """How the picture is called in what is written: its address or its path."""
+        return self.name or str(self.image)
+
     @classmethod
     def of(cls, sample: Sample, folder: Path) -> "Question":
         """The question of a sample whose data set lies in `folder`."""
@@ -40,7 +51,7 @@ class Detected:
     """x1, y1, x2, y2 in image px."""
     label: str
     score: float | None
-    """Geometric mean of the coordinate tokens' probabilities; None where it is not known."""
+    """In [0, 1], see SCORES; None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,26 +59,29 @@ class Prediction:
     """One answer of the model: what it says, and what was read out of it."""
 
     question: Question
-    status: Status
+    status: PredictionStatus
     objects: tuple[Detected, ...]
     text: str
     """The raw answer; a caption is this text."""
     prompt: str
     how: str = ""
-    """What was repaired, or why nothing could be read."""
+    """What was repaired, or why nothing could be read: the answer, or with status `error` the picture."""
     model: str = ""
     """The base model, as it was named."""
     adapter: str | None = None
     """The adapter's folder; None: the base model answered."""
+    score_by: str = "tokens"
+    """One of SCORES."""
 
     def to_json(self) -> dict[str, Any]:
         """The form of a JSON line (design.md, section 1: predict)."""
         asked = self.question
         return {
             **({"id": asked.id} if asked.id else {}),
-            "image": str(asked.image),
+            "image": asked.shown_image,
             "task": asked.task,
             **({"categories": list(asked.categories)} if asked.task == "detection" else {"query": asked.query}),
+            **({"ask": asked.ask} if asked.ask else {}),
             "objects": [
                 {"bbox": [round(v, 2) for v in found.box_xyxy], "label": found.label}
                 | ({} if found.score is None else {"score": round(found.score, 6)})
@@ -79,6 +93,7 @@ class Prediction:
             "prompt": self.prompt,
             "model": self.model,
             "adapter": self.adapter,
+            **({"score_by": self.score_by} if self.score_by != "tokens" else {}),
         }
 
     @classmethod
@@ -91,7 +106,7 @@ class Prediction:
             objects.append(
                 Detected((x1, y1, x2, y2), str(item.get("label", "")), None if score is None else float(score))
             )
-        if value["status"] not in ("ok", "salvaged", "empty", "unparsable"):
+        if value["status"] not in STATUSES:
             raise ValueError(f"unknown status {value['status']!r}")
         question = Question(
             Path(value["image"]),
@@ -99,6 +114,8 @@ class Prediction:
             value.get("query"),
             tuple(value.get("categories", ())),
             str(value.get("id", "")),
+            ask=value.get("ask", ""),
+            name=value["image"] if "://" in value["image"] else "",
         )
         return cls(
             question,
@@ -109,4 +126,5 @@ class Prediction:
             how=value.get("how", ""),
             model=value.get("model", ""),
             adapter=value.get("adapter"),
+            score_by=str(value.get("score_by", "tokens")),
         )

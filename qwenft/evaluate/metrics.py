@@ -17,7 +17,7 @@ from typing import Any, Final, get_args
 
 from qwenft.core.answer import Status
 from qwenft.core.boxes import Box, iou
-from qwenft.core.predictions import Detected, Prediction, Question
+from qwenft.core.predictions import Detected, Prediction, PredictionStatus, Question
 from qwenft.core.samples import Sample
 
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
@@ -69,7 +69,7 @@ class GroundingOutcome:
 
     sample_id: str
     picture: str
-    status: Status
+    status: PredictionStatus
     num_true: int
     """0: the expression names nothing in this picture (a negative)."""
     num_predicted: int

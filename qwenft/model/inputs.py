@@ -86,6 +86,10 @@ class Encoder:
         """Encode what is asked, up to where the answer begins.  Raises DataError for an unreadable picture."""
         picture = self.picture(open_upright(question.image))
         prompt = question.ask or self.contract.prompts.text(question.task, question.query, question.categories)
+        return self.asked(picture, prompt)
+
+    def asked(self, picture: Picture, prompt: str) -> Encoded:
+        """Encode a prompt behind a picture, up to where the answer begins."""
         before, between, after = self._frame
         image_id = self.processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         num_tokens = num_image_tokens(picture.input_wh)
