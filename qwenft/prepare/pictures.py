@@ -92,16 +92,32 @@ def decode(content: bytes) -> Decoded:
 def open_upright(path: Path) -> Image.Image:
     """Open a picture as a viewer shows it: upright, 8 bits a channel, RGB.  Raises DataError saying what is wrong."""
     try:
-        if path.stat().st_size == 0:
-            raise PictureError(Reason.PICTURE_EMPTY, "0 bytes")
         with path.open("rb") as file, _opened(file) as opened:
             opened.load()
             picture = _eight_bits(opened) if opened.mode.startswith("I;16") else opened
             return ImageOps.exif_transpose(picture).convert("RGB")
     except PictureError as error:
-        raise DataError(f"{path.absolute()}: {EXPLANATIONS[error.reason]} ({error.detail})") from error
+        raise _unreadable(path, error) from error
     except OSError as error:
         raise DataError(f"{path.absolute()} cannot be read: {error.strerror}", hint="check the path") from error
+
+
+def upright_size(path: Path) -> Size:
+    """(width, height) of a picture as a viewer shows it, by its header alone.  Raises DataError as `open_upright` does,
+    but a picture that is broken further on passes.
+    """
+    try:
+        with path.open("rb") as file, _opened(file) as opened:
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            return opened.size[::-1] if turned else opened.size
+    except PictureError as error:
+        raise _unreadable(path, error) from error
+    except OSError as error:
+        raise DataError(f"{path.absolute()} cannot be read: {error.strerror}", hint="check the path") from error
+
+
+def _unreadable(path: Path, error: PictureError) -> DataError:
+    return DataError(f"{path.absolute()}: {EXPLANATIONS[error.reason]} ({error.detail})")
 
 
 @contextmanager
@@ -113,7 +129,10 @@ def _opened(source: IO[bytes]) -> Iterator[Image.Image]:
             opened = Image.open(source, formats=OPENED)
         except UnidentifiedImageError:
             source.seek(0)
-            raise PictureError(Reason.PICTURE_NOT_ONE, f"starts with {source.read(16)!r}") from None
+            start = source.read(16)
+            if not start:
+                raise PictureError(Reason.PICTURE_EMPTY, "0 bytes") from None
+            raise PictureError(Reason.PICTURE_NOT_ONE, f"starts with {start!r}") from None
         except Image.DecompressionBombError as error:
             raise PictureError(Reason.PICTURE_TOO_LARGE, str(error)) from error
         except DECODE_ERRORS as error:
