@@ -18,6 +18,7 @@ from qwenft.core.errors import DataError
 from qwenft.core.files import (
     jsonable,
     read_json,
+    read_members,
     read_records,
     replace_folder,
     to_line,
@@ -107,6 +108,45 @@ def test_broken_json_is_an_error_with_line_and_column(
     with pytest.raises(DataError, match=where) as caught:
         values(tmp_path / "x.json")
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_an_object_is_read_member_by_member_as_json_reads_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    monkeypatch.setattr(files, "CHUNK_CHARACTERS", chunk)
+    document = {"year": 2017, "none": [], "rows": [*ROWS, 12345, [1, [2]]], "of": {"a": [1]}, "last": -1.25e3}
+    for text in (json.dumps(document), json.dumps(document, indent=1).replace("\n", "\r\n"), "{}", " { } "):
+        write_whole(tmp_path / "x.json", "\ufeff" + text)
+        found = {
+            key: value if isinstance(value, (int, float, dict)) else list(value)
+            for key, value in read_members(tmp_path / "x.json")
+        }
+        assert found == json.loads(text)
+
+
+def test_an_array_that_nobody_reads_is_stepped_over(tmp_path: Path) -> None:
+    write_whole(tmp_path / "x.json", '{"a": [{"b": [1, 2]}, "]"], "c": [3]}')
+    assert [(key, next(value)) for key, value in read_members(tmp_path / "x.json") if key == "c"] == [("c", 3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        pytest.param('{"a": [1,\n 2,]}', "line 2, column 4", id="trailing comma in an array"),
+        pytest.param('{"a": [1],\n}', "line 2, column 1", id="trailing comma in an object"),
+        pytest.param('{"a": [1]\n "b": 2}', "line 2, column 2", id="a missing comma"),
+        pytest.param('{"a" [1]}', "line 1, column 6", id="a missing colon"),
+        pytest.param('{"a": [{"b": dog}]}', "line 1, column 14", id="a bare word"),
+        pytest.param('{"a": [1,', "line 1, column 10", id="cut off"),
+        pytest.param('{"a": 1} x', "line 1, column 10", id="something behind the end"),
+        pytest.param("{a: 1}", "line 1, column 2", id="a key without quotes"),
+    ],
+)
+def test_a_broken_member_is_an_error_with_line_and_column(tmp_path: Path, text: str, where: str) -> None:
+    write_whole(tmp_path / "x.json", text)
+    with pytest.raises(DataError, match=where):
+        [list(value) if not isinstance(value, int) else value for _, value in read_members(tmp_path / "x.json")]
 
 
 def test_a_broken_line_of_jsonl_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
@@ -202,51 +202,113 @@ class _Window:
 
     def item(self) -> Any:
         """Read the value that stands here.  Raises JSONDecodeError where there is none."""
+        whole = False
         while True:
             try:
-                value, self.at = json.JSONDecoder().raw_decode(self.text, self.at)
+                value, end = json.JSONDecoder().raw_decode(self.text, self.at)
             except json.JSONDecodeError:
-                if len(self.text) - self.at > MAX_ITEM_CHARACTERS or not self.more():
-                    raise
+                if whole or len(self.text) - self.at > MAX_ITEM_CHARACTERS:
+                    raise  # with its place in the window as it is now
             else:
-                return value
+                if whole or not isinstance(value, (int, float)) or len(self.text) - end > len("e+"):
+                    self.at = end
+                    return value  # a number at the very end may go on behind it
+            whole = not self.more()
+
+    def take(self, mark: str) -> None:
+        """Step over a mark that must stand here.  Raises JSONDecodeError where it does not."""
+        if self.peek() != mark:
+            raise json.JSONDecodeError(f"Expecting {mark!r} delimiter", self.text, self.at)
+        self.at += 1
+
+    def key(self) -> str:
+        """Read the key of an object's entry, and its colon.  Raises JSONDecodeError."""
+        if self.peek() != '"':
+            raise json.JSONDecodeError("Expecting property name enclosed in double quotes", self.text, self.at)
+        key = str(self.item())
+        self.take(":")
+        return key
+
+    def entries(self, opening: str, closing: str) -> Iterator[None]:
+        """Stand at each entry of the array or object that begins here, and behind it at the end."""
+        self.take(opening)
+        if self.peek() == closing:
+            self.at += 1
+            return
+        while True:
+            if self.peek() == closing:
+                raise json.JSONDecodeError("Illegal trailing comma", self.text, self.at)
+            yield
+            if self.peek() == closing:
+                self.at += 1
+                return
+            self.take(",")
+
+    def end(self) -> None:
+        """Hold that nothing follows.  Raises JSONDecodeError."""
+        if self.peek():
+            raise json.JSONDecodeError("Extra data", self.text, self.at)
 
     def broken(self, path: Path, error: json.JSONDecodeError) -> DataError:
         """The error with its place in the file, not in the window."""
         column = error.colno + (self._column if error.lineno == 1 else 0)
         return _broken(path, error, line=self._line + error.lineno - 1, column=column)
 
+    @contextmanager
+    def errors(self, path: Path, where: Callable[[], str]) -> Iterator[None]:
+        """Whatever reading raises in the block becomes a DataError.  where: what is being read, for people."""
+        try:
+            yield
+        except json.JSONDecodeError as error:
+            raise self.broken(path, error) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8 text: {error.reason} near {where()}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, {where()}: broken JSON ({_odd(error)})") from error
+
 
 def _stream_array(path: Path) -> Iterator[Record]:
     """Item by item, by the same json module as everywhere: the same values, and an error with its line and column."""
+    number = 0
     with path.open(encoding="utf-8-sig") as file:
-        window, number, ends = _Window(file), 0, ","
-        try:
-            window.peek()  # the array's [
-            window.at += 1
-            if window.peek() == "]":
-                ends = "]"
-            while ends == ",":
+        window = _Window(file)
+        with window.errors(path, lambda: f"item {number}"):
+            for _ in window.entries("[", "]"):
                 number += 1
-                if window.peek() == "]":
-                    raise json.JSONDecodeError("Illegal trailing comma", window.text, window.at)
                 value = window.item()
                 if not isinstance(value, dict):
                     raise DataError(f"{path}, item {number}: expected an object, found {type(value).__name__}")
                 yield Record(f"item {number}", value)
-                ends = window.peek()
-                if ends not in (",", "]") or not ends:
-                    raise json.JSONDecodeError("Expecting ',' delimiter", window.text, window.at)
-                window.at += ends == ","
-            window.at += 1
-            if window.peek():
-                raise json.JSONDecodeError("Extra data", window.text, window.at)
-        except json.JSONDecodeError as error:
-            raise window.broken(path, error) from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path} is not UTF-8 text: {error.reason} near item {number}") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}, item {number}: broken JSON ({_odd(error)})") from error
+            window.end()
+
+
+def read_members(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (key, value) of a JSON document that is one object, never holding it whole.
+
+    An array comes as an iterator over its items, to be read before the next key: what is left of it is stepped over.
+    Raises DataError with line and column at the first broken place.
+    """
+    with path.open(encoding="utf-8-sig") as file:
+        window, key = _Window(file), ""
+        with window.errors(path, lambda: repr(key)[:80]):
+            for _ in window.entries("{", "}"):
+                key = window.key()
+                if window.peek() != "[":
+                    yield key, window.item()
+                    continue
+                items = _array_items(window, path, key)
+                yield key, items
+                for _ in items:
+                    pass
+            window.end()
+
+
+def _array_items(window: _Window, path: Path, key: str) -> Iterator[Any]:
+    number = 0
+    with window.errors(path, lambda: f"{key}, item {number}"):
+        for _ in window.entries("[", "]"):
+            number += 1
+            yield window.item()
 
 
 def _odd(error: Exception) -> str:
