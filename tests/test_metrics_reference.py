@@ -14,7 +14,8 @@ from qwenft.core.errors import DataError
 from qwenft.core.predictions import Detected, Prediction, Question
 from qwenft.core.samples import Sample, SceneObject
 from qwenft.evaluate.captions import score_captions, tokenize
-from qwenft.evaluate.detection import COCO_NAMES, score_coco_files, score_detection
+from qwenft.evaluate.coco_files import score_coco_files
+from qwenft.evaluate.detection import COCO_NAMES, score_detection
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -22,8 +22,11 @@ from qwenft.core.predictions import Detected, Prediction, Question
 from qwenft.core.runs import Answerer, Contract, Run, point_latest
 from qwenft.core.samples import Manifest, PreparedDataset, Sample, SceneObject, SplitInfo
 from qwenft.evaluate import run as body
+from qwenft.evaluate.compare import compare_predictions
+from qwenft.evaluate.existing import evaluate_predictions
+from qwenft.evaluate.match import load_predictions
 from qwenft.evaluate.run import evaluate_run, spread
-from qwenft.evaluate.score import compare_predictions, evaluate_predictions, load_predictions, score_predictions
+from qwenft.evaluate.score import score_predictions
 
 BOX: Box = (10.0, 10.0, 60.0, 60.0)
 ELSEWHERE: Box = (70.0, 70.0, 90.0, 90.0)
@@ -140,8 +143,10 @@ def test_a_difference_has_an_interval_where_the_figure_is_a_mean() -> None:
     f1 = difference["detection"]["F1@0.5"]
     assert f1["estimate"] == pytest.approx(1 - 20 / 30)
     assert f1["low"] < f1["estimate"] < f1["high"]
-    assert (difference["detection"]["AP"]["low"], difference["caption"]["CIDEr"]["low"]) == (None, None)
-    assert difference["caption"]["CIDEr"]["estimate"] > 0
+    assert (difference["detection"]["AP75"]["low"], difference["caption"]["Bleu_4"]["low"]) == (None, None)
+    for found in (difference["detection"]["AP"], difference["caption"]["CIDEr"], difference["grounding"]["parse_rate"]):
+        assert found["low"] <= found["estimate"] <= found["high"]
+        assert found["estimate"] > 0
     same = compare_predictions(samples, ours, ours)["grounding"]["mean_iou"]
     assert (same["estimate"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
 

@@ -34,7 +34,7 @@ def evaluate(
     with open_screen() as screen:
         if predictions is not None:
             from qwenft.core.samples import open_dataset
-            from qwenft.evaluate.score import evaluate_predictions
+            from qwenft.evaluate.existing import evaluate_predictions
 
             prepared = None if references else open_dataset(data)
             metrics = evaluate_predictions(predictions, data=prepared, split=split, references=references)

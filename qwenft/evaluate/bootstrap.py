@@ -40,13 +40,15 @@ def score_interval(
     values: Sequence[float],
     weights: Sequence[float] | None = None,
     *,
+    bounded: bool = True,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
     """Interval of `sum(values) / sum(weights)`, one value a sample; without weights that is the mean.
 
     pictures: which picture each sample belongs to.  Values that are all 0 or all 1 (a rate of 0 or 100 %) get the exact
-    binomial bound over pictures (Clopper and Pearson 1934), since resampling would claim certainty.
+    binomial bound over pictures (Clopper and Pearson 1934), since resampling would claim certainty; `bounded` False:
+    the values can be over 1.
     Raises ValueError if the lengths differ.
     """
     sums = _per_picture(pictures, values, weights or [1.0] * len(values))
@@ -54,12 +56,12 @@ def score_interval(
     if estimate is None or num_pictures < 2:
         return Interval(estimate, None, None, num_pictures)
     bound = ((1 - LEVEL) / 2) ** (1 / num_pictures)
-    if weights is None and set(values) == {1.0}:
+    if bounded and weights is None and set(values) == {1.0}:
         return Interval(estimate, bound, 1.0, num_pictures)
-    if weights is None and set(values) == {0.0}:
+    if bounded and weights is None and set(values) == {0.0}:
         return Interval(estimate, 0.0, 1 - bound, num_pictures)
     numerators, denominators = _resampled(sums, resamples, seed)
-    return _interval(estimate, _safe_ratio(numerators, denominators), num_pictures)
+    return interval_of(estimate, _safe_ratio(numerators, denominators), num_pictures)
 
 
 def paired_difference(
@@ -91,10 +93,10 @@ def paired_difference(
 
         # Half the work where both share one denominator.
         difference, weight = _resampled(np.stack([sums[0] - sums[2], sums[1]]), resamples, seed)
-        return _interval(estimate, _safe_ratio(difference, weight), num_pictures)
+        return interval_of(estimate, _safe_ratio(difference, weight), num_pictures)
     mine, my_weight, other, other_weight = _resampled(sums, resamples, seed)
     drawn = _safe_ratio(mine, my_weight) - _safe_ratio(other, other_weight)
-    return _interval(estimate, drawn, num_pictures)
+    return interval_of(estimate, drawn, num_pictures)
 
 
 def _per_picture(pictures: Sequence[str], *columns: Sequence[float]) -> "Floats":
@@ -137,11 +139,12 @@ def _resampled(sums: "Floats", resamples: int, seed: int) -> "Floats":
     return drawn
 
 
-def _interval(estimate: float, drawn: "Floats", num_pictures: int) -> Interval:
+def interval_of(estimate: float | None, drawn: "Floats", num_pictures: int) -> Interval:
+    """The percentile interval of a figure from its resampled values (NaN: nothing was measured in that draw)."""
     import numpy as np
 
     measured = drawn[~np.isnan(drawn)]
-    if not measured.size:
+    if estimate is None or not measured.size:
         return Interval(estimate, None, None, num_pictures)
     low, high = (float(v) for v in np.quantile(measured, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]))
     return Interval(estimate, min(low, estimate), max(high, estimate), num_pictures)

@@ -5,7 +5,7 @@ on text that is already tokenized the figures are the published ones, on raw tex
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 CAPTION_NAMES: Final = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "ROUGE_L", "CIDEr")
@@ -39,20 +39,51 @@ def score_captions(references: Mapping[str, Sequence[str]], candidates: Mapping[
     and figures of different sets do not compare.  Without the extra all figures are None and `note` says why.
     A sample without a word in its references cannot be scored and is counted in `without_references`.
     """
-    gold = {key: [" ".join(words) for text in texts if (words := tokenize(text))] for key, texts in references.items()}
-    gold = {key: texts for key, texts in sorted(gold.items()) if texts}
+    gold, answers = _tokenized(references, candidates)
     figures: dict[str, Any] = {"scored": len(gold), "without_references": len(references) - len(gold)}
-    answers = {key: [" ".join(tokenize(candidates[key]))] for key in gold}
     if not gold:
         return {**figures, **dict.fromkeys(CAPTION_NAMES), "note": "no sample has a reference"}
     try:
         from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
     except ImportError:
         return {**figures, **dict.fromkeys(CAPTION_NAMES), "note": _MISSING}
     bleu, _ = Bleu(4).compute_score(gold, answers, verbose=0)
-    rouge, _ = Rouge().compute_score(gold, answers)
-    cider = Cider().compute_score(gold, answers)[0] if len(gold) > 1 else None
-    values = [*map(float, bleu), float(rouge), None if cider is None else float(cider)]
+    single = {name: _mean(values.values()) for name, values in _values(gold, answers).items()}
+    values = [*map(float, bleu), single.get("ROUGE_L"), single.get("CIDEr")]
     return {**figures, **dict(zip(CAPTION_NAMES, values, strict=True)), "note": LEFT_OUT}
+
+
+def caption_values(
+    references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]
+) -> dict[str, dict[str, float]]:
+    """The figures that are a mean over samples, sample by sample: {"ROUGE_L": {id: value}, "CIDEr": {id: value}}.
+
+    CIDEr's word weights are those of all references given; a figure that cannot be measured is left out.
+    """
+    gold, answers = _tokenized(references, candidates)
+    return _values(gold, answers) if gold else {}
+
+
+def _tokenized(
+    references: Mapping[str, Sequence[str]], candidates: Mapping[str, str]
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    gold = {key: [" ".join(words) for text in texts if (words := tokenize(text))] for key, texts in references.items()}
+    gold = {key: texts for key, texts in sorted(gold.items()) if texts}
+    return gold, {key: [" ".join(tokenize(candidates[key]))] for key in gold}
+
+
+def _values(gold: dict[str, list[str]], answers: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    try:
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError:
+        return {}
+    scorers = {"ROUGE_L": Rouge(), **({"CIDEr": Cider()} if len(gold) > 1 else {})}
+    return {
+        name: dict(zip(gold, map(float, scorer.compute_score(gold, answers)[1]), strict=True))
+        for name, scorer in scorers.items()
+    }
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)

@@ -63,6 +63,28 @@ def match_boxes(
     return pairs
 
 
+def match_best_first(
+    predicted_xyxy: Sequence[Box], true_xyxy: Sequence[Box], threshold: float
+) -> list[tuple[int, int, float]]:
+    """Match one to one: of all pairs that are free the one of the highest IoU comes first, whatever the boxes' rank.
+
+    Returns as `match_boxes` does.  Source: the greedy matching of gRefCOCO's evaluator (mdetr/datasets/refexp.py at
+    b4b1e55), by IoU as its paper (arXiv 2308.16182) says; the code itself takes the generalized IoU there.
+
+    >>> match_best_first([(0, 0, 3, 2), (0, 0, 2, 2)], [(0, 0, 2, 2)], 0.5)
+    [(1, 0, 1.0)]
+    """
+    pairs = [(iou(box, other), -n, -m) for n, box in enumerate(predicted_xyxy) for m, other in enumerate(true_xyxy)]
+    free_predicted, free_true = set(range(len(predicted_xyxy))), set(range(len(true_xyxy)))
+    found = []
+    for overlap, n, m in sorted(pairs, reverse=True):
+        if overlap > 0 and overlap >= threshold and -n in free_predicted and -m in free_true:
+            found.append((-n, -m, overlap))
+            free_predicted.remove(-n)
+            free_true.remove(-m)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class GroundingOutcome:
     """How one grounding answer did."""
@@ -79,6 +101,8 @@ class GroundingOutcome:
     """First box with the one true box; several true boxes: sum of matched IoUs / the larger number of boxes."""
     hit_50: bool
     hit_75: bool
+    exact_50: bool
+    """gRefCOCO's "F1 = 1", also where one box is true: all are matched at an IoU of 0.5 and none is left over."""
 
     @property
     def rejected(self) -> bool:
@@ -96,7 +120,7 @@ def grounding_outcome(sample: Sample, prediction: Prediction) -> GroundingOutcom
         overlap = iou(found[0], true[0]) if found else 0.0
         hits = (overlap >= 0.5, overlap >= 0.75)
     else:
-        overlap = sum(pair[2] for pair in match_boxes(found, true, 0.0)) / max(len(found), len(true), 1)
+        overlap = sum(pair[2] for pair in match_best_first(found, true, 0.0)) / max(len(found), len(true), 1)
         hits = (_all_matched(found, true, 0.5), _all_matched(found, true, 0.75))
     return GroundingOutcome(
         sample_id=sample.id,
@@ -108,11 +132,12 @@ def grounding_outcome(sample: Sample, prediction: Prediction) -> GroundingOutcom
         iou=overlap,
         hit_50=hits[0],
         hit_75=hits[1],
+        exact_50=_all_matched(found, true, 0.5),
     )
 
 
 def _all_matched(found: Sequence[Box], true: Sequence[Box], threshold: float) -> bool:
-    return len(true) == len(found) == len(match_boxes(found, true, threshold))
+    return len(true) == len(found) == len(match_best_first(found, true, threshold))
 
 
 def grounding_outcomes(pairs: Iterable[tuple[Sample, Prediction]]) -> list[GroundingOutcome]:
@@ -144,6 +169,27 @@ def positive_figures(outcomes: Sequence[GroundingOutcome]) -> dict[str, Any]:
         "mean_iou": share(sum(o.iou for o in outcomes), n),
         **box_figures(matched, num_predicted, num_true),
         "several_true_boxes": sum(o.num_true > 1 for o in outcomes),
+    }
+
+
+MATCHING: Final = "one to one, the pair of the highest IoU first, at an IoU of 0.5 or more"
+"""How boxes are matched where an expression names several things."""
+
+
+def several_figures(outcomes: Sequence[GroundingOutcome]) -> dict[str, Any]:
+    """gRefCOCO's two figures, apart: `precision@F1=1` over what is there, `N-acc` over what is absent.
+
+    The released evaluator counts absent things into the first as well, and takes an answer that could not be read for
+    "none"; here it is neither.
+    """
+    positives, negatives = positives_of(outcomes), negatives_of(outcomes)
+    several = [o for o in positives if o.num_true > 1]
+    return {
+        "matching": MATCHING,
+        "precision@F1=1": share(sum(o.exact_50 for o in positives), len(positives)),
+        "precision@F1=1_of_several": share(sum(o.exact_50 for o in several), len(several)),
+        "N-acc": share(sum(o.rejected for o in negatives), len(negatives)),
+        "n": {"there": len(positives), "several": len(several), "absent": len(negatives)},
     }
 
 

@@ -12,7 +12,8 @@ from qwenft.core.files import whole_folder, write_json, write_jsonl
 from qwenft.core.predictions import Prediction, Question
 from qwenft.core.runs import Answerer, Contract, choose_answerer
 from qwenft.core.samples import PreparedDataset, Sample, open_dataset
-from qwenft.evaluate.score import compare_predictions, eyeless_baseline, score_predictions, scored_split
+from qwenft.evaluate.compare import compare_predictions
+from qwenft.evaluate.score import eyeless_baseline, score_predictions, scored_split
 
 if TYPE_CHECKING:
     from qwenft.predict.generate import Predictor

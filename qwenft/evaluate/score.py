@@ -1,22 +1,21 @@
-"""Scoring: predictions against samples, each task apart, and two predictors against each other.
+"""Scoring: predictions against samples, each task apart.
 
 The same scorer serves training, `eval` and the report.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qwenft.core.answer import Task
-from qwenft.core.errors import DataError, UsageError
-from qwenft.core.files import read_records
+from qwenft.core.errors import DataError
 from qwenft.core.predictions import Prediction
 from qwenft.core.samples import TASKS, PreparedDataset, Sample
-from qwenft.evaluate.bootstrap import Interval, paired_difference, score_interval
-from qwenft.evaluate.captions import CAPTION_NAMES, score_captions
-from qwenft.evaluate.detection import COCO_NAMES, detection_counts, score_coco_files, score_detection
+from qwenft.evaluate.bootstrap import Interval, score_interval
+from qwenft.evaluate.breakdown import grounding_breakdown
+from qwenft.evaluate.captions import caption_values, score_captions
+from qwenft.evaluate.detection import score_detection
+from qwenft.evaluate.match import match_predictions
 from qwenft.evaluate.metrics import (
     READABLE,
     GroundingOutcome,
@@ -26,64 +25,13 @@ from qwenft.evaluate.metrics import (
     grounding_outcomes,
     negatives_of,
     positives_of,
+    several_figures,
 )
+from qwenft.evaluate.ranking import rank_scenes, ranking_figures
+from qwenft.evaluate.scene import grounding_scenes, without_scores
 
-_NUM_IDS_SHOWN = 5
-
-
-def load_predictions(path: Path) -> list[Prediction]:
-    """Read the JSON lines that `predict` and `eval` write.  Raises DataError naming the line that is none."""
-    predictions = []
-    for record in read_records(path):
-        try:
-            prediction = Prediction.from_json(record.value)
-            _check_finite(prediction)
-        except KeyError as error:
-            raise _no_prediction(path, record.where, f"it has no {error}") from error
-        except (TypeError, ValueError, DataError) as error:
-            raise _no_prediction(path, record.where, str(error)) from error
-        predictions.append(prediction)
-    return predictions
-
-
-def _no_prediction(path: Path, where: str, why: str) -> DataError:
-    return DataError(
-        f"{path}, {where}: not a prediction ({why})",
-        hint='a line is {"id": …, "image": …, "task": …, "objects": [{"bbox": [x1, y1, x2, y2], "label": …}], '
-        '"status": "ok", "text": …}; for a COCO results file add --references instances.json',
-    )
-
-
-def _check_finite(prediction: Prediction) -> None:
-    for found in prediction.objects:
-        if not all(abs(v) < float("inf") for v in (*found.box_xyxy, found.score or 0.0)):
-            raise ValueError(f"a box needs finite numbers, got {found.box_xyxy}, score {found.score}")
-
-
-def match_predictions(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[tuple[Sample, Prediction]]:
-    """Put each sample's prediction beside it, in the samples' order, by id.
-
-    Raises DataError naming the ids of which none or several are there, that belong to no sample, or of another task.
-    """
-    by_id = {prediction.question.id: prediction for prediction in predictions}
-    counts = Counter(prediction.question.id for prediction in predictions)
-    sample_ids = {sample.id for sample in samples}
-    problems: tuple[tuple[str, list[str]], ...] = (
-        ("samples have no prediction", [s.id for s in samples if s.id not in by_id]),
-        ("ids have several predictions", [id_ for id_, count in counts.items() if count > 1]),
-        ("predictions belong to no sample", [id_ for id_ in by_id if id_ not in sample_ids]),
-        (
-            "predictions are of another task than their sample",
-            [s.id for s in samples if s.id in by_id and by_id[s.id].question.task != s.task],
-        ),
-    )
-    for what, ids in problems:
-        if ids:
-            shown = ", ".join(repr(id_) for id_ in ids[:_NUM_IDS_SHOWN]) + (" …" if len(ids) > _NUM_IDS_SHOWN else "")
-            raise DataError(
-                f"{len(ids)} {what}: {shown}", hint="predict exactly the samples of this split: qwenft eval"
-            )
-    return [(sample, by_id[sample.id]) for sample in samples]
+Pairs = Sequence[tuple[Sample, Prediction]]
+"""Samples with their predictions, of one task."""
 
 
 def score_predictions(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -96,39 +44,78 @@ def score_predictions(samples: Sequence[Sample], predictions: Sequence[Predictio
     pairs = match_predictions(samples, predictions)
     scores: dict[str, Any] = answer_figures([prediction for _, prediction in pairs])
     for task in TASKS:
-        of_task = _of_task(pairs, task)
-        if of_task:
-            scores[task] = {**answer_figures([prediction for _, prediction in of_task]), **_SCORERS[task](of_task)}
+        chosen = of_task(pairs, task)
+        if chosen:
+            scores[task] = {
+                **answer_figures([prediction for _, prediction in chosen]),
+                "parse_interval": _parse_interval(chosen).to_json(),
+                **_SCORERS[task](chosen),
+            }
     return scores
 
 
-_Pairs = Sequence[tuple[Sample, Prediction]]
-
-
-def _of_task(pairs: _Pairs, task: Task) -> _Pairs:
+def of_task(pairs: Pairs, task: Task) -> Pairs:
+    """Those of one task."""
     return [pair for pair in pairs if pair[0].task == task]
 
 
-def _score_grounding(pairs: _Pairs) -> dict[str, Any]:
+def split_pairs(pairs: Pairs) -> tuple[list[Sample], list[Prediction]]:
+    """The samples and the predictions, each in order."""
+    return [sample for sample, _ in pairs], [prediction for _, prediction in pairs]
+
+
+def _parse_interval(pairs: Pairs) -> Interval:
+    readable = [float(prediction.status in READABLE) for _, prediction in pairs]
+    return score_interval([sample.picture for sample, _ in pairs], readable)
+
+
+def _score_grounding(pairs: Pairs) -> dict[str, Any]:
     outcomes = grounding_outcomes(pairs)
     figures = grounding_figures(outcomes)
-    for side, names in (("positives", ("Acc@0.5", "mean_iou")), ("negatives", ("rejection_rate",))):
-        figures[side]["intervals"] = {name: _interval_of(_GROUNDING[name], outcomes).to_json() for name in names}
-    return {**figures, "not_scored": len(pairs) - len(outcomes)}
+    for name, measure in GROUNDING.items():
+        figures[measure.side].setdefault("intervals", {})[name] = measure.interval(outcomes).to_json()
+    return {
+        **figures,
+        "several": several_figures(outcomes),
+        "by": grounding_breakdown([sample for sample, _ in pairs], outcomes),
+        "ranking": _grounding_ranking(pairs),
+        "not_scored": len(pairs) - len(outcomes),
+    }
 
 
-def _score_detection(pairs: _Pairs) -> dict[str, Any]:
-    return score_detection([sample for sample, _ in pairs], [prediction for _, prediction in pairs])
+def _grounding_ranking(pairs: Pairs) -> dict[str, Any] | None:
+    """What the scores are worth on what is there; None where a box has none."""
+    there = [pair for pair in pairs if pair[0].objects]
+    boxes = [box for _, prediction in there for box in prediction.objects]
+    if not boxes or any(box.score is None for box in boxes):
+        return None
+    samples, predictions = split_pairs(sorted(there, key=lambda pair: pair[0].id))
+    scenes, pictures = grounding_scenes(samples, predictions), [sample.picture for sample in samples]
+    return ranking_figures(rank_scenes(scenes, pictures, 1), rank_scenes(without_scores(scenes), pictures, 1))
 
 
-def _score_captions(pairs: _Pairs) -> dict[str, Any]:
-    return score_captions(
+def _score_detection(pairs: Pairs) -> dict[str, Any]:
+    return score_detection(*split_pairs(pairs))
+
+
+def _score_captions(pairs: Pairs) -> dict[str, Any]:
+    pictures = {sample.id: sample.picture for sample, _ in pairs}
+    intervals = {
+        name: score_interval([pictures[key] for key in values], [*values.values()], bounded=False).to_json()
+        for name, values in caption_values(*caption_texts(pairs)).items()
+    }
+    return {**score_captions(*caption_texts(pairs)), "intervals": intervals}
+
+
+def caption_texts(pairs: Pairs) -> tuple[dict[str, Sequence[str]], dict[str, str]]:
+    """References and captions by sample id; an answer that could not be read is an empty caption."""
+    return (
         {sample.id: sample.captions for sample, _ in pairs},
         {sample.id: prediction.text if prediction.status in READABLE else "" for sample, prediction in pairs},
     )
 
 
-_SCORERS: Mapping[Task, Callable[[_Pairs], dict[str, Any]]] = {
+_SCORERS: Final[Mapping[Task, Callable[[Pairs], dict[str, Any]]]] = {
     "grounding": _score_grounding,
     "detection": _score_detection,
     "caption": _score_captions,
@@ -136,88 +123,35 @@ _SCORERS: Mapping[Task, Callable[[_Pairs], dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Measure:
-    """A grounding figure that is a mean over samples."""
+class Measure:
+    """A grounding figure that is a sum of values over a sum of weights, one of each a sample."""
 
-    choose: Callable[[Sequence[GroundingOutcome]], list[GroundingOutcome]]
+    side: str
+    """`positives` or `negatives`: never both."""
     value: Callable[[GroundingOutcome], float]
+    weight: Callable[[GroundingOutcome], float] | None = None
+    """None: each sample weighs 1, the figure is a mean."""
+
+    def columns(self, outcomes: Sequence[GroundingOutcome]) -> tuple[list[str], list[float], list[float] | None]:
+        """Pictures, values and weights of the samples on its side."""
+        chosen = positives_of(outcomes) if self.side == "positives" else negatives_of(outcomes)
+        weights = None if self.weight is None else [self.weight(o) for o in chosen]
+        return [o.picture for o in chosen], [self.value(o) for o in chosen], weights
+
+    def interval(self, outcomes: Sequence[GroundingOutcome]) -> Interval:
+        """The figure with its interval over pictures."""
+        return score_interval(*self.columns(outcomes))
 
 
-_GROUNDING: Mapping[str, _Measure] = {
-    "Acc@0.5": _Measure(positives_of, lambda outcome: float(outcome.hit_50)),
-    "mean_iou": _Measure(positives_of, lambda outcome: outcome.iou),
-    "rejection_rate": _Measure(negatives_of, lambda outcome: float(outcome.rejected)),
+GROUNDING: Final[Mapping[str, Measure]] = {
+    "Acc@0.5": Measure("positives", lambda o: float(o.hit_50)),
+    "Acc@0.75": Measure("positives", lambda o: float(o.hit_75)),
+    "mean_iou": Measure("positives", lambda o: o.iou),
+    "F1@0.5": Measure("positives", lambda o: 2.0 * o.matched_50, lambda o: float(o.num_true + o.num_predicted)),
+    "rejection_rate": Measure("negatives", lambda o: float(o.rejected)),
+    "false_alarm_rate": Measure("negatives", lambda o: float(o.num_predicted > 0)),
 }
-
-
-def _interval_of(measure: _Measure, outcomes: Sequence[GroundingOutcome]) -> Interval:
-    chosen = measure.choose(outcomes)
-    return score_interval([o.picture for o in chosen], [measure.value(o) for o in chosen])
-
-
-def compare_predictions(
-    samples: Sequence[Sample], ours: Sequence[Prediction], theirs: Sequence[Prediction]
-) -> dict[str, Any]:
-    """How much higher `ours` score than `theirs`, a task each: {figure: {"estimate", "low", "high", "pictures"}}.
-
-    The 95 % interval is a paired bootstrap over pictures; figures that are no mean over samples (AP, BLEU, CIDEr) have
-    an estimate alone, their `low` and `high` are None.  Raises DataError as `score_predictions` does.
-    """
-    our_pairs, their_pairs = match_predictions(samples, ours), match_predictions(samples, theirs)
-    differences: dict[str, Any] = {}
-    for task in TASKS:
-        mine, other = _of_task(our_pairs, task), _of_task(their_pairs, task)
-        if mine:
-            differences[task] = {name: found.to_json() for name, found in _COMPARERS[task](mine, other).items()}
-    return differences
-
-
-def _compare_grounding(ours: _Pairs, theirs: _Pairs) -> dict[str, Interval]:
-    mine, other = grounding_outcomes(ours), grounding_outcomes(theirs)
-    found = {}
-    for name, measure in _GROUNDING.items():
-        our_part, their_part = measure.choose(mine), measure.choose(other)
-        pictures = [outcome.picture for outcome in our_part]
-        found[name] = paired_difference(pictures, [*map(measure.value, our_part)], [*map(measure.value, their_part)])
-    return found
-
-
-def _compare_detection(ours: _Pairs, theirs: _Pairs) -> dict[str, Interval]:
-    samples = [sample for sample, _ in ours]
-    mine, other = (detection_counts(samples, [prediction for _, prediction in pairs]) for pairs in (ours, theirs))
-    pictures = [sample.picture for sample in samples]
-    f1 = paired_difference(
-        pictures,
-        [2.0 * c.matched for c in mine],
-        [2.0 * c.matched for c in other],
-        our_weights=[float(c.num_predicted + c.num_true) for c in mine],
-        their_weights=[float(c.num_predicted + c.num_true) for c in other],
-    )
-    plain = _plain_differences(COCO_NAMES, _score_detection(ours), _score_detection(theirs), len(set(pictures)))
-    return {"F1@0.5": f1, **plain}
-
-
-def _compare_captions(ours: _Pairs, theirs: _Pairs) -> dict[str, Interval]:
-    num_pictures = len({sample.picture for sample, _ in ours})
-    return _plain_differences(CAPTION_NAMES, _score_captions(ours), _score_captions(theirs), num_pictures)
-
-
-def _plain_differences(
-    names: Sequence[str], ours: Mapping[str, Any], theirs: Mapping[str, Any], num_pictures: int
-) -> dict[str, Interval]:
-    def difference(name: str) -> float | None:
-        if ours[name] is None or theirs[name] is None:
-            return None
-        return float(ours[name] - theirs[name])
-
-    return {name: Interval(difference(name), None, None, num_pictures) for name in names}
-
-
-_COMPARERS: Mapping[Task, Callable[[_Pairs, _Pairs], dict[str, Interval]]] = {
-    "grounding": _compare_grounding,
-    "detection": _compare_detection,
-    "caption": _compare_captions,
-}
+"""The grounding figures that have intervals."""
 
 
 def eyeless_baseline(dataset: PreparedDataset, split: str, samples: Sequence[Sample]) -> dict[str, Any] | None:
@@ -239,37 +173,6 @@ def scored_split(dataset: PreparedDataset, split: str | None) -> str:
             f"{dataset.path} has no held-out split", hint=f"--split, one of: {', '.join(dataset.manifest.splits)}"
         )
     return chosen
-
-
-def evaluate_predictions(
-    predictions: Path,
-    *,
-    data: PreparedDataset | None = None,
-    split: str | None = None,
-    references: Path | None = None,
-) -> dict[str, Any]:
-    """Score answers that exist already; no model is read and nothing is written.
-
-    With `data`: JSON lines of `predict` against a split (unset: the held-out one).  With `references`: a COCO results
-    file against an instances file.  Raises UsageError unless it is exactly one of the two, DataError for their content.
-    """
-    if references is not None and data is None:
-        scores = {"detection": score_coco_files(predictions, references)}
-        return {"predictions": str(predictions.absolute()), "references": str(references.absolute()), "scores": scores}
-    if data is not None and references is None:
-        chosen = scored_split(data, split)
-        samples = data.samples(chosen)
-        return {
-            "predictions": str(predictions.absolute()),
-            "data": str(data.path),
-            "split": chosen,
-            "scores": score_predictions(samples, load_predictions(predictions)),
-            "constant_box": eyeless_baseline(data, chosen, samples),
-        }
-    raise UsageError(
-        "predictions are scored either against a prepared data set or against --references",
-        hint=f"qwenft eval --predictions {predictions} --data …",
-    )
 
 
 _HEADLINES: Mapping[Task, Callable[[Mapping[str, Any]], tuple[str, float | None]]] = {
