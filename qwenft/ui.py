@@ -5,11 +5,12 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.spinner import Spinner
@@ -40,7 +41,10 @@ NARROW: Final = 60
 """Columns under which the bar is short."""
 NUMERIC: Final = re.compile(r"[+-]?[\d.,]+( [\d. ]+| \[.*\])?|none|not measured|")
 WORKING: Final = "working"
-BOX_COLUMN: Final = "x1 y1 x2 y2 (px)"
+ANSWER_COLUMNS: Final = ("picture", "label", "x1 y1 x2 y2 (px)", "score", "status")
+SAID: Final = 160
+"""Characters that are shown of an answer that could not be read."""
+CAPTION_COLUMNS: Final = ("picture", "text", "status")
 
 
 class Screen:
@@ -210,22 +214,27 @@ class Screen:
         if rejected:
             self.emit(warning(f"{rejected:,} not taken: {made.path / 'rejected.jsonl'} says why"))
 
-    def answers(self, found: Sequence[Prediction]) -> None:
-        """What `predict` found: a row a box, or a row a caption."""
-        rows: list[tuple[str, ...]] = []
+    def answers(self, found: Iterable[Prediction]) -> None:
+        """What `predict` finds, as it is found: a row a box, or a row a caption; columns only grow."""
+        widths: list[int] = []
         for answer in found:
-            name, status = answer.question.image.name, f"{answer.status}: {answer.how}" if answer.how else answer.status
-            if answer.question.task == "caption":
-                rows.append((name, answer.text, status))
-                continue
-            for item in answer.objects:
-                score = "" if item.score is None else f"{item.score:.3f}"
-                rows.append((name, item.label, " ".join(f"{v:.1f}" for v in item.box_xyxy), score, status))
-            if not answer.objects:
-                rows.append((name, "", "none", "", status))
-        caption = bool(found) and found[0].question.task == "caption"
-        columns = ("picture", "caption", "status") if caption else ("picture", "label", BOX_COLUMN, "score", "status")
-        self.table("", columns, rows)
+            caption = answer.question.task == "caption"
+            if not widths:
+                columns = CAPTION_COLUMNS if caption else ANSWER_COLUMNS
+                widths = [len(column) for column in columns]
+                self._row(columns, widths, "bold")
+            for cells in _answer_cells(answer, caption=len(widths) == len(CAPTION_COLUMNS)):
+                self._row(cells, widths)
+
+    def _row(self, cells: Sequence[str], widths: list[int], style: str = "") -> None:
+        """One row above the live one: padded on a terminal, with tabs between the cells elsewhere."""
+        if not self.out.is_terminal:
+            self._write_rows([cells])
+            return
+        shown = [printable(cell.replace("\n", " ")) for cell in cells]
+        widths[:] = [max(width, cell_len(cell)) for width, cell in zip(widths, shown, strict=True)]
+        padded = [f"{cell}{' ' * (width - cell_len(cell))}" for cell, width in zip(shown, widths, strict=True)]
+        self.out.print(Text("  ".join(padded).rstrip(), style), soft_wrap=True)
 
     def scores(self, metrics: Mapping[str, Any]) -> None:
         """What `eval` measured; on a terminal a task that all rows share stands once, above them."""
@@ -372,6 +381,21 @@ class _Facts(ProgressColumn):
                 break
             shown += f" {fact} "
         return Text(shown.rstrip(), style="dim", no_wrap=True)
+
+
+def _answer_cells(answer: Prediction, *, caption: bool) -> Iterator[tuple[str, ...]]:
+    """The rows of one answer; what could not be read as boxes is shown as it was said."""
+    name = answer.question.name or answer.question.image.name
+    status = f"{answer.status}: {answer.how}" if answer.how else answer.status
+    if caption:
+        yield (name, answer.text, status)
+        return
+    for item in answer.objects:
+        score = "" if item.score is None else f"{item.score:.3f}"
+        yield (name, item.label, " ".join(f"{v:.1f}" for v in item.box_xyxy), score, status)
+    if not answer.objects:
+        said = textwrap.shorten(answer.text, SAID, placeholder=" …") if answer.status == "unparsable" else ""
+        yield (name, said, "none" if answer.status == "empty" else "", "", status)
 
 
 def _grid(rows: Iterable[tuple[str, str]]) -> Table:

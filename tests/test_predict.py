@@ -16,7 +16,8 @@ from qwenft.core.samples import PreparedDataset
 from qwenft.evaluate.run import evaluate_run
 from qwenft.model.fetch import TINY_FOLDER
 from qwenft.predict.draw import READABLE_PX
-from qwenft.predict.find import find, make_questions
+from qwenft.predict.find import find
+from qwenft.predict.inputs import make_questions
 from qwenft.predict.generate import Predictor
 from qwenft.prepare.build import prepare_dataset
 from qwenft.prepare.pictures import open_upright

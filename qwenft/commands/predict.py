@@ -1,17 +1,33 @@
 """`qwenft predict`: boxes in pictures."""
 
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qwenft.commands.options import LOADING, Batch, Debug, Gpus, Model, RunName, Task, command_line, open_screen
 
+if TYPE_CHECKING:
+    from qwenft.core.predictions import Prediction
+
+
+class Score(StrEnum):
+    """Where a box's score comes from."""
+
+    tokens = "tokens"
+    yes_no = "yes-no"
+
 
 def predict(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE... TEXT", help="Pictures, folders or globs, then what to find."),
+        typer.Argument(
+            metavar="IMAGE... TEXT",
+            help="Pictures, folders, globs or http(s) addresses, then what to find; - reads the pictures from stdin.",
+        ),
     ] = None,
     text: Annotated[str | None, typer.Option("--text", help="What to find, in place of the last argument.")] = None,
     task: Annotated[
@@ -20,11 +36,27 @@ def predict(
             help="grounding: a phrase or an instruction; detection: categories with commas; caption: no text.",
         ),
     ] = Task.grounding,
+    ask: Annotated[
+        str | None,
+        typer.Option("--ask", help="The prompt itself, sent as it is, in place of TEXT; --task says how to read it."),
+    ] = None,
     run: RunName = None,
     model: Model = None,
     save: Annotated[
         Path | None, typer.Option("--save", help="Draw the boxes into this picture file or folder.")
     ] = None,
+    crop: Annotated[Path | None, typer.Option("--crop", help="Cut each box out into this folder.")] = None,
+    coco: Annotated[
+        Path | None, typer.Option("--coco", help="Write a COCO results file, and FILE.images.json beside it.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Append each answer to this file as a JSON line; a killed run goes on from it."),
+    ] = None,
+    score: Annotated[
+        Score,
+        typer.Option("--score", help="tokens: how sure of the coordinates; yes-no: the model asked back per box."),
+    ] = Score.tokens,
     gpus: Gpus = None,
     batch_size: Batch = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an answer on stdout.")] = False,
@@ -34,23 +66,38 @@ def predict(
 
     A score is the geometric mean of the probabilities of the coordinates' tokens.
 
+    A line of stdin is a path, an address, or JSON: {"image": ..., "query": ...}.
+
     Example: qwenft predict image.jpg "find the dog" --save found.png
     """
     with open_screen() as screen:
         screen.wait(LOADING)
-        from qwenft.predict.find import find
+        from qwenft.predict.find import find_each, unreadable_error
 
         images = list(inputs or ())
-        if text is None and task is not Task.caption and len(images) > 1:
+        if text is None and ask is None and task is not Task.caption and len(images) > 1:
             text = images.pop()
-        found = find(
-            images, text, task=task.value, run=run, model=model, gpus=gpus, batch_size=batch_size, save=save,
-            emit=screen.emit,
+        lines = sys.stdin if "-" in images else None
+        answers: list[Prediction] = []
+        found = _noted(
+            answers,
+            find_each(
+                images, text, task=task.value, ask=ask or "", lines=lines, run=run, model=model, gpus=gpus,
+                batch_size=batch_size, score=score.value, save=save, crop=crop, coco=coco, out=out, emit=screen.emit,
+            ),
         )  # fmt: skip
         if json:
             for answer in found:
                 screen.result(answer.to_json())
-            return
-        screen.answers(found)
-        if save is None and task is not Task.caption:
-            screen.hint(f"{command_line()} --save found{'.png' if len(found) == 1 else ''}")
+        else:
+            screen.answers(found)
+        if error := unreadable_error(answers):
+            raise error
+        if not json and save is None and task is not Task.caption and "-" not in images:
+            screen.hint(f"{command_line()} --save found{'.png' if len(answers) == 1 else ''}")
+
+
+def _noted(answers: "list[Prediction]", found: "Iterator[Prediction]") -> "Iterator[Prediction]":
+    for answer in found:
+        answers.append(answer)
+        yield answer

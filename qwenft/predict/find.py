@@ -1,119 +1,222 @@
-"""The body of `predict`: pictures and a text in, predictions and drawn pictures out."""
+"""The body of `predict`: pictures and a text in, predictions and files out, each answer as soon as it is made."""
 
-import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, ParamSpec
 
 from qwenft.core.answer import Task
-from qwenft.core.errors import DataError, UsageError
-from qwenft.core.events import Emit, ignore, note
-from qwenft.core.phrases import phrase_of
-from qwenft.core.predictions import Prediction, Question
-from qwenft.core.runs import choose_answerer
-from qwenft.predict.draw import FORMATS, draw_boxes, save_picture
-from qwenft.prepare.pictures import EXTENSIONS, open_upright
+from qwenft.core.errors import DataError, UsageError, nearest
+from qwenft.core.events import Emit, Event, ignore, note
+from qwenft.core.predictions import SCORES, Prediction, Question
+from qwenft.core.runs import Answerer, choose_answerer
+from qwenft.predict.fetch import fetched
+from qwenft.predict.inputs import make_questions
+from qwenft.predict.outputs import AnswerFile, Drawings, check_coco, in_portions, write_coco
+from qwenft.prepare.pictures import open_upright, upright_size
 
 if TYPE_CHECKING:
     from qwenft.predict.generate import Predictor
 
-PICTURE_SUFFIXES: Final = frozenset({".jpeg", ".tiff", *(f".{ending}" for ending in EXTENSIONS.values())})
+_Arguments = ParamSpec("_Arguments")
+_PICTURES_AT_ONCE: Final = os.cpu_count() or 1
 
 
-def find(
+def find_each(
     images: Sequence[str | Path],
     text: str | None = None,
     *,
     task: Task = "grounding",
+    ask: str = "",
+    lines: Iterable[str] | None = None,
     run: str | None = None,
     model: str | None = None,
     gpus: str | None = None,
     batch_size: int | None = None,
+    score: str = "tokens",
     save: Path | None = None,
+    crop: Path | None = None,
+    coco: Path | None = None,
+    out: Path | None = None,
     root: Path | None = None,
     emit: Emit = ignore,
-) -> list[Prediction]:
+) -> Iterator[Prediction]:
     """Find `text` in pictures; boxes are in pixels of each file as a viewer shows it.
 
-    images: files, folders or globs.  text: a phrase or an instruction; categories with commas for task "detection";
-    None for task "caption".  save: a picture file for one picture, else a folder.
-    Raises UsageError, DataError, ModelError, DeviceError.
+    images: files, folders, globs, http(s) addresses, or "-" for `lines`.  text: a phrase or an instruction; categories
+    with commas for task "detection"; None for task "caption".  ask: the prompt itself, in place of a text.
+    score: tokens, or yes-no: the model is asked back about each box.  save: a picture file for one answer, else a
+    folder.  crop: a folder for each box cut out.  coco: a COCO results file.  out: a file of JSON lines, to which each
+    answer is appended; a run that was killed goes on from it.
+    A picture that cannot be read gives a prediction of status `error`, and the others are answered.
+    Raises UsageError, ModelError, DeviceError, RunError; DataError where no picture at all can be read.
     """
-    questions = make_questions(images, text, task)
-    if save is not None:
-        _check_save(save, questions)
-    for question in questions:
-        open_upright(question.image)  # before the model is loaded: a wrong path must not cost half a minute
-    chosen = choose_answerer(run, model, root)
-    emit(note(chosen.text()))
-    from qwenft.predict.generate import Predictor
-
-    predictor = Predictor.load(chosen.model, chosen.adapter, gpus=gpus, emit=emit)
-    return list(_answer(predictor, questions, batch_size, save, emit))
-
-
-def _answer(
-    predictor: "Predictor", questions: Sequence[Question], batch_size: int | None, save: Path | None, emit: Emit
-) -> Iterator[Prediction]:
-    for prediction in predictor.answer(questions, batch_size=batch_size, emit=emit):
-        if save is not None:
-            path = save if save.suffix else save / f"{prediction.question.image.stem}-boxes.png"
-            save_picture(draw_boxes(open_upright(prediction.question.image), prediction.objects), path)
-            emit(note(f"drawn: {path.absolute()}"))
-        yield prediction
+    questions = make_questions(images, text, task, ask=ask, lines=lines)
+    _check(questions, score, coco)
+    with fetched(questions, emit) as (files, not_fetched):
+        questions = [replace(q, image=files[q.name]) if q.name in files else q for q in questions]
+        drawings = Drawings(questions, save, crop, emit)
+        unreadable = _unreadable(questions, upright_size)
+        unreadable.update((q.image, not_fetched[q.name]) for q in questions if q.name in not_fetched)
+        if all(question.image in unreadable for question in questions):
+            raise _nothing_to_look_at(questions, unreadable)
+        chosen = choose_answerer(run, model, root)
+        emit(note(chosen.text()))
+        work = _Work(questions, chosen, unreadable, gpus, batch_size, score, emit)
+        answers = []
+        for number, answer in enumerate(work.kept_and_new(out)):
+            drawings.take(number, answer)
+            answers.append(answer)
+            yield answer
+        if coco is not None:
+            emit(note(f"COCO results: {coco.absolute()}; its images and categories: {write_coco(coco, answers)}"))
 
 
-def make_questions(images: Sequence[str | Path], text: str | None, task: Task) -> list[Question]:
-    """One question a picture.  Raises UsageError where the text is missing or looks like a picture."""
-    if not images:
-        raise UsageError("no picture is named", hint='qwenft predict photo.jpg "find the dog"')
-    if task == "caption":
-        if text:
-            raise UsageError("a caption needs no text", hint="qwenft predict photo.jpg --task caption")
-    elif not text or not text.strip():
-        raise UsageError("TEXT is missing: what is to be found?", hint=f'qwenft predict {images[0]} "find the dog"')
-    elif looks_like_picture(text):
-        raise UsageError(
-            f"TEXT is missing: the last argument, {text}, is a picture", hint=f'qwenft predict … {text} "find the dog"'
-        )
-    paths = [path for image in images for path in _expand(image)]
-    asked = (text or "").strip()
-    if task == "detection":
-        categories = tuple(word.strip() for word in asked.replace("，", ",").split(",") if word.strip())
-        return [Question(path, task, categories=categories) for path in paths]
-    query = phrase_of(asked) if task == "grounding" else None
-    return [Question(path, task, query) for path in paths]
+def _gathered(
+    each: Callable[_Arguments, Iterator[Prediction]],
+) -> Callable[_Arguments, list[Prediction]]:
+    @wraps(each)
+    def gathered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> list[Prediction]:
+        return list(each(*args, **kwargs))
+
+    return gathered
 
 
-def looks_like_picture(text: str) -> bool:
-    """Whether a text is a file, or named like a picture."""
-    try:
-        return Path(text).suffix.lower() in PICTURE_SUFFIXES or Path(text).exists()
-    except (OSError, ValueError):  # a text too long for a path
-        return False
+find = _gathered(find_each)
+"""`find_each`, all answers in a list."""
 
 
-def _expand(image: str | Path) -> list[Path]:
-    path = Path(image).expanduser()
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not found:
-            raise DataError(f"{path.absolute()} holds no picture", hint=f"known: {', '.join(sorted(PICTURE_SUFFIXES))}")
-        return [p.absolute() for p in found]
-    if path.exists():
-        return [path.absolute()]
-    matched = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute patterns too
-    if not matched:
-        raise DataError(f"{path.absolute()} does not exist", hint="check the path")
-    return [Path(match).absolute() for match in matched]
+def unreadable_error(answers: Sequence[Prediction]) -> DataError | None:
+    """The error to end with where pictures could not be read; None where all could."""
+    failed = [answer for answer in answers if answer.status == "error"]
+    if not failed:
+        return None
+    which = "1 question" if len(failed) == 1 else f"{len(failed)} questions"
+    return DataError(
+        f"{which} of {len(answers)} could not be asked, the others are answered; {failed[0].how}",
+        hint=f"mend or leave out {failed[0].question.shown_image}",
+    )
 
 
-def _check_save(save: Path, questions: Sequence[Question]) -> None:
-    if save.suffix and save.suffix.lower() not in FORMATS:
-        raise UsageError(f"--save {save}: cannot write {save.suffix}", hint=f"one of {', '.join(FORMATS)}, or a folder")
-    if save.suffix and len(questions) > 1:
-        raise UsageError(f"--save {save} is one file, but there are {len(questions)} pictures", hint="--save FOLDER")
-    stems = [question.image.stem for question in questions]
-    if not save.suffix and len(set(stems)) < len(stems):
-        doubled = next(stem for stem in stems if stems.count(stem) > 1)
-        raise UsageError(f"--save {save}: two pictures are named {doubled}", hint="give the folders one after another")
+def _check(questions: Sequence[Question], score: str, coco: Path | None) -> None:
+    if score not in SCORES:
+        raise UsageError(f"unknown score {score!r}", hint=nearest(score, SCORES))
+    if score == "yes-no" and any(question.task == "caption" for question in questions):
+        raise UsageError("--score yes-no asks about boxes; a caption has none", hint="leave out --score")
+    if coco is not None:
+        check_coco(questions)
+
+
+def _unreadable(questions: Sequence[Question], look: Callable[[Path], object]) -> dict[Path, DataError]:
+    """The files that cannot be looked at in this way, and why."""
+
+    def error_of(path: Path) -> DataError | None:
+        if not path.exists():
+            return DataError(f"{path} does not exist", hint="check the path")
+        try:
+            look(path)
+        except DataError as error:
+            return error
+        return None
+
+    paths = list(dict.fromkeys(question.image for question in questions))
+    with ThreadPoolExecutor(_PICTURES_AT_ONCE) as pool:
+        return {path: error for path, error in zip(paths, pool.map(error_of, paths), strict=True) if error}
+
+
+def _nothing_to_look_at(questions: Sequence[Question], unreadable: dict[Path, DataError]) -> DataError:
+    first = unreadable[questions[0].image]
+    if len(questions) == 1:
+        return first
+    return DataError(f"none of {len(questions)} pictures can be read; the first: {first}", hint=first.hint)
+
+
+def _not_asked(question: Question, error: DataError) -> Prediction:
+    return Prediction(question, "error", (), text="", prompt=question.ask, how=str(error))
+
+
+@dataclass
+class _Work:
+    """The questions of one call, and who answers them how."""
+
+    questions: Sequence[Question]
+    chosen: Answerer
+    unreadable: dict[Path, DataError]
+    gpus: str | None
+    batch_size: int | None
+    score: str
+    emit: Emit
+    _predictor: "Predictor | None" = field(default=None, init=False)
+
+    def kept_and_new(self, out: Path | None) -> Iterator[Prediction]:
+        """Every answer in order: those that `out` holds already, then new ones, appended to it."""
+        if out is None:
+            yield from self._scored(self.questions, 0)
+            return
+        base = self.chosen.contract.base if self.chosen.contract else self.chosen.model
+        adapter = str(self.chosen.adapter.absolute()) if self.chosen.adapter else None
+        file = AnswerFile(out, self.questions, (base, adapter, self.score))
+        try:
+            done = len(file.kept)
+            if done:
+                self.emit(note(f"{done} of {len(self.questions)} answers stand in {file.path} already"))
+            yield from file.kept
+            for portion in in_portions(self.questions, done):
+                for answer in self._scored(portion, done):
+                    file.append(answer)
+                    done += 1
+                    yield answer
+        finally:
+            file.close()
+
+    def _scored(self, questions: Sequence[Question], before: int) -> Iterator[Prediction]:
+        answers = self._answered(questions, before)
+        if self.score == "tokens":
+            yield from answers
+            return
+        from qwenft.predict.verify import rescored
+
+        yield from rescored(self._load(), answers)
+
+    def _answered(self, questions: Sequence[Question], before: int) -> Iterator[Prediction]:
+        """Answers in order, with an error in the place of each unreadable picture.
+
+        A picture that breaks only while it is decoded ends a pass of the model: then all that wait are decoded, and the
+        next pass leaves the broken ones out.  Decoding everything before would cost more than it saves.
+        """
+        done = 0
+        while done < len(questions):
+            readable = [question for question in questions[done:] if question.image not in self.unreadable]
+            tell = self._counted(before + done)
+            answers = self._load().answer(readable, batch_size=self.batch_size, emit=tell) if readable else iter(())
+            try:
+                for question in questions[done:]:
+                    error = self.unreadable.get(question.image)
+                    answer = _not_asked(question, error) if error else next(answers)
+                    done += 1
+                    yield answer
+            except DataError:
+                broken = _unreadable([q for q in questions[done:] if q.image not in self.unreadable], open_upright)
+                if not broken:
+                    raise
+                self.unreadable.update(broken)
+
+    def _counted(self, before: int) -> Emit:
+        """Reports the questions of a pass as a part of all."""
+
+        def tell(event: Event) -> None:
+            if event["event"] == "progress" and event["what"] == "questions":
+                event = {**event, "done": before + event["done"], "total": len(self.questions)}
+            self.emit(event)
+
+        return tell
+
+    def _load(self) -> "Predictor":
+        if self._predictor is None:
+            from qwenft.predict.generate import Predictor  # torch, transformers: seconds, so only here
+
+            self._predictor = Predictor.load(self.chosen.model, self.chosen.adapter, gpus=self.gpus, emit=self.emit)
+        return self._predictor
