@@ -146,7 +146,7 @@ def _bad_row(bad: BadRow) -> dict[str, Any]:
         "what": "row",
         "reason": str(bad.reason),
         "detail": _detail(bad),
-        "row": jsonable(bad.original),
+        "row": jsonable(dict(bad.original)),
     }
 
 
@@ -156,7 +156,7 @@ def _bad_object(bad: BadObject) -> dict[str, Any]:
         "what": "object",
         "reason": str(bad.reason),
         "detail": _detail(bad),
-        "row": jsonable(bad.original),
+        "row": jsonable(dict(bad.original)),
     }
 
 

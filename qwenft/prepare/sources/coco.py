@@ -1,49 +1,23 @@
 """COCO: a folder or a JSON file with images, annotations and categories; captions files too."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import ijson
-
 from qwenft.core.errors import DataError, nearest
-from qwenft.core.files import read_json
 from qwenft.prepare.columns import read_boxes
 from qwenft.prepare.rows import WHOLE, BadObject, BadRow, PictureFile, RawBox, RawRow, Reason, Request, Row, Source
+from qwenft.prepare.sources.cocofile import CocoFile, Original, hashable, holds_captions, looks_like_coco
 
 PLACES: Final = ("*.json", "annotations/*.json", "*/*.json")
 """Where a COCO folder keeps its files: beside the pictures, as COCO itself, or one folder a split."""
 SPLIT_WORD: Final = re.compile(r"(?<![a-z])(train|valid|validation|val|test|dev|minival)(?![a-z])")
-LEFT_OUT: Final = frozenset({"segmentation", "keypoints"})
-"""Long values of an annotation that rejected.jsonl does without."""
 
 
 def matches(path: Path) -> bool:
     """Whether it is a COCO file, or a folder that holds one."""
     return bool(_files(path)) if path.is_dir() else looks_like_coco(path)
-
-
-def looks_like_coco(path: Path) -> bool:
-    """Tell a COCO file by its first top-level keys, without reading it whole."""
-    if path.suffix.lower() != ".json" or not path.is_file():
-        return False
-    keys = set()
-    try:
-        with path.open("rb") as file:
-            for prefix, event, value in ijson.parse(file):
-                if prefix == "" and event == "start_array":
-                    return False
-                if prefix == "" and event == "map_key":
-                    keys.add(value)
-                if prefix == "annotations.item" and event == "map_key" and value == "image_id":
-                    return True
-                if {"images", "annotations"} <= keys:
-                    return True
-    except (ijson.JSONError, UnicodeDecodeError):
-        # Broken further on: if it began as COCO, its reader names the line and column.
-        return "images" in keys or "categories" in keys
-    return "images" in keys
 
 
 def _files(folder: Path) -> list[Path]:
@@ -55,31 +29,34 @@ def _files(folder: Path) -> list[Path]:
 
 
 def open_source(path: Path, request: Request) -> Source:
-    """Read the annotations (whole: they are joined by id) and describe the source."""
-    root = root_of(path)
-    files = _files(path) if path.is_dir() else [path]
-    documents = {file: _read(file) for file in files}
-    captions = [file for file in files if is_captions(documents[file])]
-    notes = []
-    if request.task == "caption":
-        documents = {file: documents[file] for file in captions}
-    elif 0 < len(captions) < len(documents):
-        documents = {file: document for file, document in documents.items() if file not in captions}
-        left = ", ".join(file.name for file in captions)
-        notes.append(f"{left} was left alone: qwenft prepare --dataset {captions[0]} takes the captions")
-    if not documents:
+    """Read the files of the splits asked for and describe the source."""
+    files, notes = _of_one_kind(path, _files(path) if path.is_dir() else [path], request)
+    documents = {split: CocoFile.read(file) for split, file in _by_split(files, request).items()}
+    if request.task == "caption" and not any(document.is_captions for document in documents.values()):
         raise DataError(f"{path} holds no captions", hint=f"qwenft prepare --dataset {path} --task detection")
-    by_split = _by_split(documents, request)
+    root = root_of(path)
     return Source(
-        kind="coco captions" if all(map(is_captions, documents.values())) else "coco",
-        about={"path": str(path.absolute()), "files": [file.name for file in documents]},
-        splits=tuple(by_split),
-        rows=lambda: _rows(by_split, root, request),
-        total=sum(min(len(d["images"]), request.limit or len(d["images"])) for _, d in by_split.values()),
+        kind="coco captions" if all(document.is_captions for document in documents.values()) else "coco",
+        about={"path": str(path.absolute()), "files": [document.path.name for document in documents.values()]},
+        splits=tuple(documents),
+        rows=lambda: _rows(documents, root, request),
+        total=sum(min(len(d.images), request.limit or len(d.images)) for d in documents.values()),
         stated="xywh",
         notes=tuple(notes),
-        loose_objects=tuple(_loose(by_split, request)),
+        loose_objects=tuple(_loose(documents)),
     )
+
+
+def _of_one_kind(path: Path, files: Sequence[Path], request: Request) -> tuple[list[Path], list[str]]:
+    """Boxes and captions are two data sets: which files are read, and what is said of the others."""
+    captions = [file for file in files if holds_captions(file)] if len(files) > 1 else []
+    if request.task == "caption":
+        return captions or list(files), []
+    if not 0 < len(captions) < len(files):
+        return list(files), []
+    left = ", ".join(file.name for file in captions)
+    note = f"{left} was left alone: qwenft prepare --dataset {captions[0]} takes the captions"
+    return [file for file in files if file not in captions], [note]
 
 
 def root_of(path: Path) -> Path:
@@ -89,34 +66,20 @@ def root_of(path: Path) -> Path:
     return path.parent.parent if path.absolute().parent.name == "annotations" else path.parent
 
 
-def _read(path: Path) -> dict[str, Any]:
-    document = read_json(path)
-    for key in ("images", "annotations"):
-        value = document.get(key)
-        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise DataError(f"{path} looks like COCO, but its {key!r} is no list of objects")
-    return dict(document)
-
-
-def is_captions(document: Mapping[str, Any]) -> bool:
-    """Whether the annotations are captions (a file without annotations is detection without objects)."""
-    return bool(document["annotations"]) and "caption" in document["annotations"][0]
-
-
-def _by_split(documents: Mapping[Path, dict[str, Any]], request: Request) -> dict[str, tuple[Path, dict[str, Any]]]:
+def _by_split(files: Sequence[Path], request: Request) -> dict[str, Path]:
     """Name the splits by file or folder; two files of one name are an error."""
-    found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for path, document in documents.items():
-        split = split_of(path) if len(documents) > 1 else split_of(path, WHOLE)
+    found: dict[str, Path] = {}
+    for path in files:
+        split = split_of(path) if len(files) > 1 else split_of(path, WHOLE)
         if split in found:
             raise DataError(
-                f"{found[split][0]} and {path} are both split {split!r}", hint=f"qwenft prepare --dataset {path}"
+                f"{found[split]} and {path} are both split {split!r}", hint=f"qwenft prepare --dataset {path}"
             )
-        found[split] = (path, document)
+        found[split] = path
     unknown = [name for name in request.splits if name not in found]
     if unknown:
-        raise DataError(f"no split {unknown[0]!r} in {', '.join(map(str, documents))}", hint=nearest(unknown[0], found))
-    return {name: item for name, item in found.items() if not request.splits or name in request.splits}
+        raise DataError(f"no split {unknown[0]!r} in {', '.join(map(str, files))}", hint=nearest(unknown[0], found))
+    return {name: path for name, path in found.items() if not request.splits or name in request.splits}
 
 
 def split_of(path: Path, otherwise: str | None = None) -> str:
@@ -139,101 +102,83 @@ def _folders(file: Path, root: Path) -> tuple[Path, ...]:
     return tuple(dict.fromkeys(places))
 
 
-def _rows(by_split: Mapping[str, tuple[Path, dict[str, Any]]], root: Path, request: Request) -> Iterator[Row]:
-    for split, (path, document) in by_split.items():
-        names = _category_names(document)
-        grouped: dict[Any, list[dict[str, Any]]] = {}
-        for annotation in document["annotations"]:
-            grouped.setdefault(annotation.get("image_id"), []).append(annotation)
-        folders = _folders(path, root)
+def _rows(documents: Mapping[str, CocoFile], root: Path, request: Request) -> Iterator[Row]:
+    for split, document in documents.items():
+        folders = _folders(document.path, root)
         seen = set()
-        for image in document["images"][: request.limit]:
-            where = f"{path.name}, image {image.get('id')}"
-            if image.get("id") in seen:
-                yield BadRow(split, where, Reason.DUPLICATE_ID, f"image id {image.get('id')}", image)
+        for image in document.images[: request.limit]:
+            key, name = hashable(image.get("id")), image.get("file_name")
+            where = f"{document.path.name}, image {image.get('id')}"
+            if key in seen:
+                yield BadRow(split, where, Reason.DUPLICATE_ID, f"image id {key}", image)
                 continue
-            seen.add(image.get("id"))
-            annotations = grouped.get(image.get("id"), [])
-            name = image.get("file_name")
+            seen.add(key)
             if not isinstance(name, str) or not name:
                 yield BadRow(split, where, Reason.PICTURE_MISSING, "no file_name", image)
                 continue
-            picture = PictureFile(name, folders, root)
-            yield _row(
-                split,
-                where,
-                picture=picture,
-                image=image,
-                annotations=annotations,
-                names=names,
-                captions=is_captions(document),
-            )
+            make = _captions if document.is_captions else _objects
+            yield make(document, split, where, PictureFile(name, folders, root), image)
 
 
-def _row(
-    split: str,
-    where: str,
-    *,
-    picture: PictureFile,
-    image: dict[str, Any],
-    annotations: Iterable[dict[str, Any]],
-    names: Mapping[Any, str],
-    captions: bool,
-) -> RawRow:
+def _declared(image: Mapping[str, Any]) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
-    declared = (width, height) if isinstance(width, int) and isinstance(height, int) else None
-    if captions:
-        texts = [str(item.get("caption") or "").strip() for item in annotations]
-        kept = tuple(text for text in texts if text)
-        bad = tuple(
-            BadObject(f"{where}, caption {number}", Reason.CAPTION_EMPTY, "", {"caption": text})
-            for number, text in enumerate(texts, 1)
-            if not text
-        )
-        return RawRow(split, where, picture, "caption", image, str(image.get("id")), declared, None, (), bad, (), kept)
-    boxes, bad_objects = _objects(annotations, names)
-    asked = tuple(dict.fromkeys(names.values()))
+    return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+
+
+def _captions(document: CocoFile, split: str, where: str, picture: PictureFile, image: dict[str, Any]) -> RawRow:
+    numbers = document.annotations.of_image(image.get("id"))
+    texts = [(document.annotations.captions or ())[number] for number in numbers]
+    bad = tuple(
+        BadObject(f"{where}, caption {number}", Reason.CAPTION_EMPTY, "", {"caption": text})
+        for number, text in enumerate(texts, 1)
+        if not text
+    )
+    kept, key = tuple(filter(None, texts)), str(image.get("id"))
+    return RawRow(split, where, picture, "caption", image, key, _declared(image), None, (), bad, (), kept)
+
+
+def _objects(document: CocoFile, split: str, where: str, picture: PictureFile, image: dict[str, Any]) -> RawRow:
+    boxes: list[RawBox] = []
+    bad: list[BadObject] = []
+    seen: set[Any] = set()
+    for number in document.annotations.of_image(image.get("id")):
+        found = _object(document, number, seen)
+        boxes += [found] if isinstance(found, RawBox) else []
+        bad += [found] if isinstance(found, BadObject) else []
+    asked, key = tuple(dict.fromkeys(document.names.values())), str(image.get("id"))
     return RawRow(
-        split, where, picture, "detection", image, str(image.get("id")), declared, None, boxes, bad_objects, asked
+        split, where, picture, "detection", image, key, _declared(image), None, tuple(boxes), tuple(bad), asked
     )
 
 
-def _objects(
-    annotations: Iterable[dict[str, Any]], names: Mapping[Any, str]
-) -> tuple[tuple[RawBox, ...], tuple[BadObject, ...]]:
-    boxes: list[RawBox] = []
-    bad: list[BadObject] = []
-    seen = set()
-    for annotation in annotations:
-        key = annotation.get("id")
-        where = f"annotation {key}"
-        original = {name: value for name, value in annotation.items() if name not in LEFT_OUT}
-        category = annotation.get("category_id")
-        found, unread = read_boxes([annotation.get("bbox")], None, (), where)
-        if key is not None and key in seen:
-            bad.append(BadObject(where, Reason.DUPLICATE_ID, f"annotation id {key}", original))
-        elif category not in names:
-            bad.append(BadObject(where, Reason.LABEL_UNKNOWN, f"category_id {category}", original))
-        elif unread or not found:
-            bad.append(BadObject(where, Reason.BOX_UNREADABLE, str(annotation.get("bbox"))[:80], original))
-        else:
-            crowd = bool(annotation.get("iscrowd"))
-            boxes.append(RawBox(found[0].numbers, names[category], crowd, where, original))
-        seen.add(key)
-    return tuple(boxes), tuple(bad)
+def _object(document: CocoFile, number: int, seen: set[Any]) -> RawBox | BadObject:
+    """One annotation.  seen: ids of the picture's earlier ones."""
+    annotations = document.annotations
+    odd = annotations.odd.get(number)
+    key = annotations.keys[number] if odd is None else hashable(odd.get("id"))
+    where, original = f"annotation {key}", Original(annotations, number)
+    if key is not None and key in seen:
+        return BadObject(where, Reason.DUPLICATE_ID, f"annotation id {key}", original)
+    seen.add(key)
+    category = annotations.category_ids[annotations.categories[number]]
+    if category not in document.names:
+        return BadObject(where, Reason.LABEL_UNKNOWN, f"category_id {category}", original)
+    if odd is None:
+        numbers: tuple[float, ...] = annotations.box(number)
+    else:
+        read, _ = read_boxes([odd.get("bbox")], None, (), where)
+        if not read:
+            return BadObject(where, Reason.BOX_UNREADABLE, str(odd.get("bbox"))[:80], original)
+        numbers = read[0].numbers
+    return RawBox(numbers, document.names[category], bool(annotations.crowds[number]), where, original)
 
 
-def _category_names(document: Mapping[str, Any]) -> dict[Any, str]:
-    """Category id -> name; ids may have holes."""
-    categories = document.get("categories") or []
-    return {item.get("id"): str(item["name"]) for item in categories if isinstance(item, dict) and item.get("name")}
-
-
-def _loose(by_split: Mapping[str, tuple[Path, dict[str, Any]]], request: Request) -> Iterator[BadObject]:
-    for path, document in by_split.values():
-        known = {image.get("id") for image in document["images"]}
-        for annotation in document["annotations"]:
-            if annotation.get("image_id") not in known:
-                original = {name: value for name, value in annotation.items() if name not in LEFT_OUT}
-                where = f"{path.name}, annotation {annotation.get('id')}"
-                yield BadObject(where, Reason.IMAGE_ID_UNKNOWN, f"image_id {annotation.get('image_id')}", original)
+def _loose(documents: Mapping[str, CocoFile]) -> Iterator[BadObject]:
+    """Annotations of pictures that the file does not list."""
+    for document in documents.values():
+        known = {hashable(image.get("id")) for image in document.images}
+        for image_id in (found for found in document.annotations.image_numbers if found not in known):
+            for number in document.annotations.of_image(image_id):
+                original = document.annotations.original(number)
+                where = f"{document.path.name}, annotation {original.get('id')}"
+                yield BadObject(where, Reason.IMAGE_ID_UNKNOWN, f"image_id {image_id}", original)
