@@ -39,7 +39,7 @@ class _OnlyHttp(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> Any:
         if urlsplit(newurl).scheme.lower() not in ("http", "https"):
-            raise DataError(f"it leads to {newurl[:200]}, which is no http(s) address")
+            raise HTTPError(newurl, code, msg, headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -119,7 +119,7 @@ def _name(address: str) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, HTTPError):
-        return f"HTTP {error.code}"
+        return f"HTTP {error.code}" + (", a redirect that is not followed" if 300 <= error.code < 400 else "")
     cause = error.reason if isinstance(error, URLError) else error
     if isinstance(cause, TimeoutError):
         return f"no answer within {CONNECT_S} s"
