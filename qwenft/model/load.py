@@ -120,14 +120,15 @@ def load_adapter(base: Any, folder: Path) -> PeftModel:
     return model.eval()
 
 
-def base_contract(name: str, *, weights: bool = True) -> Contract:
+def base_contract(name: str, *, weights: bool = True, processor: Any = None) -> Contract:
     """How a base model is asked, with the hashes of its files.  A contract in its folder beats the defaults.
 
-    weights: False leaves the weights' hash empty and fetches none, for a plan.
+    weights: False leaves the weights' hash empty and fetches none, for a plan.  processor: the model's, where it is
+    loaded already.
     """
     folder = model_folder(name, weights=False)
     given = Contract.read(folder) if (folder / CONTRACT_FILE).is_file() else None
-    size = load_processor(name).image_processor.size
+    size = (processor or load_processor(name)).image_processor.size
     return Contract(
         base=name,
         config_sha256=_config_hash(folder),
