@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from qwenft.core.errors import DataError, DeviceError
 from qwenft.core.events import Event
@@ -401,3 +401,11 @@ def test_an_adapter_that_does_nothing_is_said(tmp_path: Path, idle: bool) -> Non
     warnings = [event["text"] for event in said if event["event"] == "warning"]
     assert len(warnings) == idle
     assert all("changes nothing" in text for text in warnings)
+
+
+def test_a_predictor_reads_the_processor_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Any] = []
+    right = AutoProcessor.from_pretrained
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *a, **k: (read.append(a), right(*a, **k))[1])
+    Predictor.load("tiny", gpus="cpu")
+    assert len(read) == 1

@@ -79,7 +79,8 @@ class Predictor:
         quiet_libraries()
         device, weights = torch_device(gpus, dtype)
         model_folder(model, emit=emit)  # a download shows its progress
-        contract = base_contract(model)
+        processor = load_processor(model)
+        contract = base_contract(model, processor=processor)
         if adapter is not None:
             trained = Contract.read(adapter)
             trained.check(contract)
@@ -93,7 +94,7 @@ class Predictor:
             network = load_adapter(network, adapter)
             if probe.is_idle(network):
                 emit(warning(f"the adapter {adapter.absolute()} changes nothing: every answer is the base model's own"))
-        return cls(network, Encoder(load_processor(model), contract), adapter and adapter.absolute())
+        return cls(network, Encoder(processor, contract), adapter and adapter.absolute())
 
     @property
     def contract(self) -> Contract:
