@@ -51,6 +51,7 @@ class Reason(StrEnum):
     ROW_UNREADABLE = "row-unreadable"
     ROW_UNSAFE = "row-unsafe"
     ANNOTATION_MISSING = "annotation-missing"
+    ANNOTATION_UNKNOWN = "annotation-unknown"
 
 
 EXPLANATIONS: Mapping[Reason, str] = {
@@ -80,6 +81,7 @@ EXPLANATIONS: Mapping[Reason, str] = {
     Reason.ROW_UNREADABLE: "the row does not have the form of its file",
     Reason.ROW_UNSAFE: "the file defines entities, with which a few bytes can fill a machine's memory",
     Reason.ANNOTATION_MISSING: "the picture has no annotation, which is not the same as nothing to be found in it",
+    Reason.ANNOTATION_UNKNOWN: "the expression means an annotation that is not in the file",
 }
 
 

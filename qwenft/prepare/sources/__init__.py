@@ -17,6 +17,7 @@ from qwenft.prepare.sources import (
     labelme,
     labelstudio,
     records,
+    refs,
     table,
     voc,
     yolo,
@@ -76,6 +77,14 @@ LOADERS: Final[Mapping[str, Loader]] = {
         "corners in px",
         "labelled/",
         "polygons and circles become the box around them; points and lines are rejected",
+    ),
+    "refs": Loader(
+        refs.matches,
+        _quiet(refs.open_source),
+        "a RefCOCO or gRefCOCO folder: grefs(unc).json or other refs in JSON, and instances.json",
+        "corner and sides in px; several or none an expression",
+        "grefcoco/",
+        "splits as the refs have them; `refs(unc).p` is a pickle, which could run code: convert it to JSON first",
     ),
     "coco": Loader(
         coco.matches,

@@ -85,10 +85,13 @@ def _rows(files: dict[str, Path], root: Path, layout: Layout, request: Request) 
 
 def first_record(path: Path) -> dict[str, Any] | None:
     """The first record of a file or folder; None where there is none or it is broken (its reader will say where)."""
-    for file in files_in(path).values():
-        status = file.stat()
-        return _first_record(file, status.st_mtime_ns, status.st_size)
-    return None
+    return next((first_record_of(file) for file in files_in(path).values()), None)
+
+
+def first_record_of(file: Path) -> dict[str, Any] | None:
+    """The first record of a file; None where there is none or it is broken."""
+    status = file.stat()
+    return _first_record(file, status.st_mtime_ns, status.st_size)
 
 
 @lru_cache(maxsize=8)
