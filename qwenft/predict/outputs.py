@@ -1,9 +1,12 @@
 """What `predict` leaves in files: drawings, crops, COCO results, and answers from which a killed run goes on."""
 
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final
@@ -51,7 +54,8 @@ class Drawings:
         upright = open_upright(answer.question.image)
         if self._save is not None:
             path = self._save if self._save.suffix else self._save / f"{self._stems[number]}-boxes.png"
-            save_picture(draw_boxes(upright, answer.objects), path)
+            with _writing(path):
+                save_picture(draw_boxes(upright, answer.objects), path)
             self._emit(note(f"drawn: {path.absolute()}"))
             self._tell_missing(answer)
         if self._crop is not None:
@@ -59,7 +63,9 @@ class Drawings:
                 left, top, right, bottom = item.box_xyxy
                 box = (math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom))
                 if box[0] < box[2] and box[1] < box[3]:
-                    save_picture(upright.crop(box), self._crop / f"{self._stems[number]}-{place}.png")
+                    path = self._crop / f"{self._stems[number]}-{place}.png"
+                    with _writing(path):
+                        save_picture(upright.crop(box), path)
 
     def _tell_missing(self, answer: Prediction) -> None:
         new = set(missing_characters(answer.objects)) - self._missing
@@ -72,6 +78,17 @@ class Drawings:
                     "their label (a font with Chinese, for example Noto Sans CJK, mends it)"
                 )
             )
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Inside the block what the system says of a file that cannot be written becomes DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path.absolute()} cannot be written: {error.strerror or error}", hint="name another place, or make room"
+        ) from error
 
 
 def _check(questions: Sequence[Question], save: Path | None, crop: Path | None) -> None:
@@ -125,8 +142,9 @@ def write_coco(path: Path, answers: Sequence[Prediction]) -> Path:
     ]
     named = [{"id": number, "name": name} for name, number in categories.items()]
     companion = path.absolute().with_name(f"{path.stem}.images.json")
-    write_json(companion, {"images": images, "categories": named, "annotations": []})
-    write_json(path, results)
+    with _writing(path):
+        write_json(companion, {"images": images, "categories": named, "annotations": []})
+        write_json(path, results)
     return companion
 
 
@@ -160,8 +178,9 @@ class AnswerFile:
 
     def __init__(self, path: Path, questions: Sequence[Question], answerer: tuple[str, str | None, str]) -> None:
         self.path = path.absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b", buffering=0)  # a line is one write
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b", buffering=0)  # a line is one write
         try:
             _hold(self._file, path)
             self.kept, end = self._read(questions, answerer)
@@ -185,8 +204,11 @@ class AnswerFile:
         return found[:count], ends[count]
 
     def append(self, answer: Prediction) -> None:
-        """Add one whole line, in one write."""
-        self._file.write(f"{to_line(answer.to_json())}\n".encode())
+        """Add one whole line, in one write.  Raises DataError where the disk does not take it."""
+        line = f"{to_line(answer.to_json())}\n".encode()
+        with _writing(self.path):
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Let the file go."""
