@@ -179,6 +179,21 @@ def write_labelstudio(folder: Path, views: list[View]) -> Path:
     return folder
 
 
+def write_labelstudio_min(folder: Path, views: list[View]) -> Path:
+    """JSON-MIN: the regions in a list named after their tag, without their type; further keys beside them."""
+    write_labelstudio(folder, views)
+    for split, part in _splits(views).items():
+        file, records = folder / f"{split}.json", []
+        for task, view in zip(json.loads(file.read_text()), part, strict=True):
+            regions = [item for item in task["annotations"][1]["result"] if item["type"] == "rectanglelabels"]
+            boxes = [{**r["value"], "original_width": view.size[0], "original_height": view.size[1]} for r in regions]
+            tail = {"annotator": 1, "annotation_id": 9, "created_at": "2026-01-01", "lead_time": 3.5}
+            found = {"tag": boxes} if boxes else {}
+            records.append({**task["data"], "id": task["id"], "quality": ["good"], **found, **tail})
+        file.write_text(json.dumps(records))
+    return folder
+
+
 def write_csv(folder: Path, views: list[View], first: int = 1) -> Path:
     """filename, width, height, class, xmin, …: the lines of a picture need not stand together."""
     _pictures(folder / "images", views)
@@ -242,6 +257,7 @@ FORMS: dict[str, Callable[[Path, list[View]], Path]] = {
     "yolo lists and polygons": write_yolo_lists,
     "labelme": write_labelme,
     "label studio": write_labelstudio,
+    "label studio as JSON-MIN": write_labelstudio_min,
     "csv": write_csv,
     "coco": write_coco,
     "image folder": write_imagefolder,

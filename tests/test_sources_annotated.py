@@ -373,6 +373,35 @@ def test_a_rotated_rectangle_of_label_studio_becomes_the_box_around_it(tmp_path:
     assert any("1 further one left alone" in note for note in data.manifest.notes)
 
 
+def test_json_min_tells_shapes_by_their_keys_and_takes_the_first_annotation_of_a_task(tmp_path: Path) -> None:
+    views = truth()
+    source = FORMS["label studio as JSON-MIN"](tmp_path / "set", views)
+    records = json.loads((source / "train.json").read_text())
+    sides = {"original_width": 160, "original_height": 120}
+    shapes = [
+        {"points": [[10, 10], [20, 10], [20, 30]], "polygonlabels": ["cup"], **sides},
+        {"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "ellipselabels": ["pen"], **sides},
+        {"x": 50, "y": 50, "width": 25, "height": 25, "rotation": 90, **sides},
+        {"format": "rle", "rle": [1, 2], "brushlabels": ["cup"], **sides},
+    ]
+    records[0]["tag"] = shapes
+    records[1] |= {"annotation_id": None}
+    records.append({**records[2], "annotation_id": 10, "tag": []})
+    (source / "train.json").write_text(json.dumps(records))
+    data = prepare(source, tmp_path)
+    boxes = [("cup", (16, 12, 32, 36)), ("object", (50, 60, 80, 100)), ("pen", (64, 48, 96, 72))]
+    assert found(data)["train", views[0].content] == boxes
+    assert reasons(data) == {"box-unreadable": 1, "annotation-missing": 1, "duplicate-id": 1}
+
+
+@pytest.mark.parametrize("form", ["label studio", "label studio as JSON-MIN"])
+def test_an_export_of_texts_is_not_taken_for_pictures_without_objects(tmp_path: Path, form: str) -> None:
+    source = FORMS[form](tmp_path / "set", [View(v.stem, v.split, v.content, ()) for v in truth()])
+    with pytest.raises(DataError, match="without one region") as caught:
+        prepare(source, tmp_path)
+    assert "CSV" in caught.value.hint
+
+
 # CSV
 
 

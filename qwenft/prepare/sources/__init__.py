@@ -97,7 +97,7 @@ LOADERS: Final[Mapping[str, Loader]] = {
     "labelstudio": Loader(
         labelstudio.matches,
         _quiet(labelstudio.open_source),
-        "a JSON export of Label Studio",
+        "a JSON or JSON-MIN export of Label Studio",
         "percent of the picture",
         "export/project.json",
         "pictures are not downloaded: put them beside the file or in images/; turned boxes become the box around them",

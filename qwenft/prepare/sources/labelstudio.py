@@ -1,11 +1,13 @@
-"""Label Studio's JSON export: tasks with rectangles in percent of the picture.
+"""Label Studio's two JSON exports, whole and JSON-MIN: tasks with rectangles in percent of the picture.
 
 Source of the form: labelstud.io/guide/export and labelstud.io/tags/rectanglelabels (x, y, width, height in percent;
-`rotation` in degrees, clockwise, about the upper left corner of the rectangle).
+`rotation` in degrees, clockwise, about the upper left corner of the rectangle).  JSON-MIN is written by
+label_studio_sdk's converter (converter.py, convert_to_json_min): a record an annotation, its regions in lists named
+after the labelling tags, the regions' type left out.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -33,15 +35,30 @@ from qwenft.prepare.sources.records import PEEKED, files_in, first_record, narro
 
 SHAPES: Final = ("rectangle", "polygon", "ellipse")
 """Of a region's value: `rectanglelabels`, `polygonlabels`, `ellipselabels`, or the bare shape without labels."""
+LABELS: Final = tuple(f"{shape}labels" for shape in (*SHAPES, "brush", "keypoint"))
+BARE: Final[Mapping[tuple[str, ...], str]] = {
+    ("x", "y", "radiusX", "radiusY"): "ellipse",
+    ("x", "y", "width", "height"): "rectangle",
+    ("points",): "polygon",
+}
+"""How a region without labels is told."""
+
+
+MINIMAL: Final = frozenset({"annotator", "annotation_id", "lead_time"})
+"""Keys that every record of JSON-MIN has."""
 
 
 def matches(path: Path) -> bool:
-    """Whether the first record is a task with the results of its annotators."""
+    """Whether the first record is a task with the results of its annotators, or an annotation of JSON-MIN."""
     first = first_record(path)
-    if first is None or not isinstance(first.get("data"), dict):
+    if first is None:
         return False
+    if first.keys() >= MINIMAL:
+        return True
     annotations = first.get("annotations", first.get("completions"))
-    return isinstance(annotations, list) and all(isinstance(item, dict) and "result" in item for item in annotations)
+    if not isinstance(first.get("data"), dict) or not isinstance(annotations, list):
+        return False
+    return all(isinstance(item, dict) and "result" in item for item in annotations)
 
 
 def open_source(path: Path, request: Request) -> Source:
@@ -49,11 +66,16 @@ def open_source(path: Path, request: Request) -> Source:
     if request.task not in (None, "detection"):
         raise DataError(f"{path} is a Label Studio export: boxes", hint=f"qwenft prepare --dataset {path}")
     files = narrowed(files_in(path), request, path)
-    first = [record.value for file in files.values() for record in islice(read_records(file), PEEKED)]
+    first = [as_task(record.value) for file in files.values() for record in islice(read_records(file), PEEKED)]
     key = request.columns.get("image") or _picture_key(first)
     if key is None:
         raise DataError(f"{path.absolute()}: no picture among the tasks' data", hint="--columns image=NAME")
-    further = sum(len(_finished(record)) - 1 for record in first if len(_finished(record)) > 1)
+    if not any(_regions(annotation) for task in first for annotation in _finished(task)):
+        raise DataError(
+            f"{path.absolute()} is a Label Studio export without one region in its first {len(first)} tasks",
+            hint="texts and choices: export CSV, then qwenft prepare --dataset FILE.csv --columns image=…,captions=…",
+        )
+    further = sum(len(_finished(task)) - 1 for task in first if len(_finished(task)) > 1)
     about = f"the first annotation of each task is taken: {counted(further, 'further one')} left alone"
     return Source(
         kind="label studio",
@@ -65,7 +87,38 @@ def open_source(path: Path, request: Request) -> Source:
     )
 
 
-def _picture_key(records: list[dict[str, Any]]) -> str | None:
+def as_task(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A record of JSON-MIN as the task that the whole export would have; any other record as it is.
+
+    >>> regions = [{"x": 1, "y": 2, "width": 3, "height": 4, "rectanglelabels": ["cup"]}]
+    >>> task = as_task({"image": "a.png", "box": regions, "annotator": 1, "annotation_id": 7, "lead_time": 3.5})
+    >>> task["data"], task["annotations"][0]["result"][0]["type"]
+    ({'image': 'a.png'}, 'rectanglelabels')
+    """
+    if not record.keys() >= MINIMAL:
+        return record
+    listed = {key: value for key, value in record.items() if isinstance(value, list) and any(map(_kind, value))}
+    result = [
+        {**{name: region.get(name) for name in ("original_width", "original_height")}, "type": kind, "value": region}
+        for regions in listed.values()
+        for region in regions
+        if (kind := _kind(region))
+    ]
+    data = {key: value for key, value in record.items() if key not in listed and key not in MINIMAL and key != "id"}
+    annotations = [] if record["annotation_id"] is None else [{"result": result}]
+    return {"id": record.get("id"), "data": data, "annotations": annotations}
+
+
+def _kind(region: Any) -> str:
+    """The type of a region of JSON-MIN, by its keys; empty where it is none (a choice, a text)."""
+    if not isinstance(region, Mapping):
+        return ""
+    labels = next((key for key in region if key in LABELS), "")
+    shape = next((shape for keys, shape in BARE.items() if set(keys) <= region.keys()), "")
+    return labels or shape
+
+
+def _picture_key(records: Sequence[Mapping[str, Any]]) -> str | None:
     """The key of `data` whose values end as a picture's name."""
     keys = dict.fromkeys(str(key) for record in records for key in record.get("data") or ())
     for key in keys:
@@ -98,13 +151,25 @@ def _finished(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _rows(files: Mapping[str, Path], root: Path, key: str, request: Request) -> Iterator[Row]:
     for split, file in files.items():
+        seen: set[str] = set()
         for record in islice(read_records(file), request.limit):
-            yield _row(split, record, file, root, key)
+            row = _row(split, record, file, root, key)
+            again = isinstance(row, RawRow) and row.key in seen and record.value.keys() >= MINIMAL
+            if isinstance(row, RawRow) and again:  # JSON-MIN has a record for each annotator
+                yield BadRow(split, row.where, Reason.DUPLICATE_ID, "a further annotation of the task", row.original)
+                continue
+            if isinstance(row, RawRow) and row.key is not None:
+                seen.add(row.key)
+            yield row
+
+
+def _regions(annotation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [item for item in annotation.get("result") or () if isinstance(item, Mapping) and _shape(item)]
 
 
 def _row(split: str, record: Record, file: Path, root: Path, key: str) -> Row:
-    task = record.value
-    where = f"{file.name}, task {task.get('id', record.where)}"
+    task = as_task(record.value)
+    where = f"{file.name}, task {record.where if task.get('id') is None else task['id']}"
     data = task.get("data")
     address = data.get(key) if isinstance(data, dict) else None
     original = {"id": task.get("id"), "data": data}
@@ -113,7 +178,7 @@ def _row(split: str, record: Record, file: Path, root: Path, key: str) -> Row:
         return BadRow(split, where, Reason.PICTURE_MISSING, f"no data.{key}", original)
     if not annotations:
         return BadRow(split, where, Reason.ANNOTATION_MISSING, "no annotation, or a cancelled one", original)
-    regions = [item for item in annotations[0].get("result") or () if isinstance(item, dict) and _shape(item)]
+    regions = _regions(annotations[0])
     boxes, bad = parted(
         found for number, region in enumerate(regions, 1) for found in _objects(region, f"{where}, region {number}")
     )
