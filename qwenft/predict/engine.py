@@ -13,6 +13,7 @@ import torch
 from qwenft.model.inputs import Picture
 from qwenft.predict.cache import ATTENTION, Prefixes, RowCache, visible_mask
 from qwenft.predict.merge import MergedLora
+from qwenft.predict.modes import answering, fused_norms
 
 ROUND: Final = {"cpu": 32, "cuda": 256}
 """Places are counted in steps of so many: a pass reads no more of the cache than it must, and few graphs are made."""
@@ -66,19 +67,8 @@ class Engine:
     @contextmanager
     def engaged(self) -> Iterator[None]:
         """Inside, the model attends through the cache; afterwards it is as it was."""
-        config, was_training = self._text.config, self.base.training
-        before = config._attn_implementation
-        config._attn_implementation = ATTENTION
-        if was_training:
-            self.base.eval()
-        try:
-            # Layers that training compiled would be compiled again for each new shape.
-            with torch.inference_mode(), torch.compiler.set_stance("force_eager"), self._lora():
-                yield
-        finally:
-            config._attn_implementation = before
-            if was_training:
-                self.base.train()
+        with answering(self.base, ATTENTION), fused_norms(self.base), self._lora():
+            yield
 
     def reserve(self, places: int) -> None:
         """Have room for sequences of so many tokens, and the scratch place behind them."""

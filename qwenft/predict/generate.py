@@ -19,7 +19,7 @@ from qwenft.core.errors import DeviceError, QwenftError
 from qwenft.core.events import Emit, ignore, progress, warning
 from qwenft.core.predictions import Detected, Prediction, Question
 from qwenft.core.runs import Contract
-from qwenft.model.attention import enable_fast_vision
+from qwenft.model.attention import PLAIN, enable_fast_vision
 from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import END_OF_TURN, Encoded, Encoder, Picture, collate
 from qwenft.model.load import base_contract, load_adapter, load_base, load_processor, quiet_libraries
@@ -27,6 +27,7 @@ from qwenft.predict import probe
 from qwenft.predict.cache import bytes_per_place
 from qwenft.predict.engine import Engine, Prefix
 from qwenft.predict.merge import MergedLora
+from qwenft.predict.modes import answering
 from qwenft.predict.schedule import Finished, Form, Schedule, Shown, Turn, loops, until_over
 from qwenft.prepare.pictures import open_upright
 
@@ -87,7 +88,7 @@ class Predictor:
             contract = trained
         if min_pixels or max_pixels:
             contract = contract.with_budget(min_pixels, max_pixels)
-        network: Any = load_base(model, weights, device)
+        network: Any = load_base(model, weights, device, contract.quantize)
         if why := enable_fast_vision(network):
             emit(warning(f"the fast vision tower is off: {why}"))
         if adapter is not None:
@@ -306,7 +307,6 @@ class Predictor:
             yield from found
             done += len(batch)
 
-    @torch.inference_mode()
     def _generate(self, questions: Sequence[Question], max_new_tokens: int | None) -> list[Prediction]:
         asked = [self.encoder.question(question) for question in questions]
         pad_id, image_id = self.encoder.processor.tokenizer.pad_token_id, self.base.config.image_token_id
@@ -314,15 +314,13 @@ class Predictor:
         del batch["labels"]
         limits = [max_new_tokens or MAX_NEW_TOKENS[question.task] for question in questions]
         chosen = _ChosenProbabilities()
-        was_training = self.model.training
-        self.model.eval()
-        generated = self.model.generate(
-            **{name: tensor.to(self.model.device) for name, tensor in batch.items()},
-            max_new_tokens=max(limits),
-            use_cache=True,  # the config says False while it is trained
-            logits_processor=LogitsProcessorList([chosen]),
-        )
-        self.model.train(was_training)
+        with answering(self.base, PLAIN):
+            generated = self.base.generate(
+                **{name: tensor.to(self.base.device) for name, tensor in batch.items()},
+                max_new_tokens=max(limits),
+                use_cache=True,  # the config says False while it is trained
+                logits_processor=LogitsProcessorList([chosen]),
+            )
         answers = generated[:, batch["input_ids"].shape[1] :].tolist()
         probabilities = torch.stack(chosen.steps, dim=1).tolist()
         found = []

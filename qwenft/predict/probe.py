@@ -5,9 +5,10 @@ from typing import Any, Final
 import torch
 
 from qwenft.core.boxes import MERGE, PATCH
-from qwenft.model.attention import HALF
+from qwenft.model.attention import HALF, PLAIN
 from qwenft.model.inputs import Picture
 from qwenft.predict.engine import Engine, Prefix
+from qwenft.predict.modes import answering
 from qwenft.predict.schedule import Form, Schedule, Shown, Turn
 
 GRIDS: Final = ((4, 6), (8, 4))
@@ -55,21 +56,18 @@ def difference(base: Any, engine: Engine) -> float:
     return worst
 
 
-@torch.no_grad()
 def plain_logits(base: Any, prefix: Prefix, tokens: list[int]) -> torch.Tensor:
     """The model's own forward pass over a picture's prompt and what follows, (tokens in all, vocabulary), float32."""
     ids = torch.tensor([[*prefix.tokens, *tokens]], device=base.device)
-    was_training = base.training
-    base.eval()
-    logits = base(
-        input_ids=ids,
-        mm_token_type_ids=(ids == base.config.image_token_id).int(),
-        pixel_values=prefix.picture.pixel_values_PD.to(base.device),
-        image_grid_thw=prefix.picture.grid_thw[None].to(base.device),
-        use_cache=False,
-    ).logits
-    base.train(was_training)
-    return logits[0].float()  # type: ignore[no-any-return]
+    with answering(base, PLAIN):
+        logits: torch.Tensor = base(
+            input_ids=ids,
+            mm_token_type_ids=(ids == base.config.image_token_id).int(),
+            pixel_values=prefix.picture.pixel_values_PD.to(base.device),
+            image_grid_thw=prefix.picture.grid_thw[None].to(base.device),
+            use_cache=False,
+        ).logits
+    return logits[0].float()
 
 
 def is_idle(model: Any) -> bool:
