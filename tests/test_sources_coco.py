@@ -108,6 +108,9 @@ def test_only_the_file_of_the_split_asked_for_is_read(tmp_path: Path) -> None:
         pytest.param(
             '{"images": ["a.png"], "messages": [{"role": "user", "content": "x"}]}', "conversations", id="chat"
         ),
+        pytest.param(
+            '{"images": [], "messages": []}\n{"images": "a.png", "messages": []}', "conversations", id="lines"
+        ),
         pytest.param('{"annotations": [{"image": "a.png", "bbox": [1, 2, 3, 4]}]}', "records", id="records"),
     ],
 )

@@ -16,6 +16,7 @@ from qwenft.prepare.sources import (
     imagefolder,
     labelme,
     labelstudio,
+    llamafactory,
     records,
     refs,
     table,
@@ -108,13 +109,23 @@ LOADERS: Final[Mapping[str, Loader]] = {
         "a folder of pictures with metadata.jsonl or metadata.csv",
         example="photos/",
     ),
+    "llamafactory": Loader(
+        llamafactory.matches,
+        _quiet(llamafactory.open_source),
+        "a folder with LLaMA-Factory's dataset_info.json, or a file that it names",
+        "as in conversations",
+        "LLaMA-Factory/data --split my_boxes",
+        "files in that folder only; columns and roles are read from dataset_info.json; several data sets are asked for "
+        "with --split",
+    ),
     "conversations": Loader(
         conversations.matches,
         _quiet(conversations.open_source),
         "a .json or .jsonl file with conversations (Qwen's, LLaMA-Factory's or ms-swift's form)",
         "corners in px of the picture, in shares or in thousandths: found out",
         "train.json",
-        "boxes that were written for a resized input cannot be told from others: look at preview/",
+        "boxes that were written for a resized input cannot be told from others: look at preview/; of a record with "
+        "several pictures the questions that show one of them are taken",
     ),
     "csv": Loader(
         csvfile.matches,

@@ -25,15 +25,22 @@ def looks_like_coco(path: Path) -> bool:
     seen = set()
     try:
         for key, value in read_members(path):
+            if not isinstance(value, Iterator):
+                continue
             seen.add(key)
-            first = next(value, None) if isinstance(value, Iterator) else None
-            if key == "images" and not isinstance(first, str):  # texts: one record of a tool with several pictures
-                return True
-            if key == "annotations":
+            first = next(value, None)
+            if key == "images" and first is not None:
+                return _is_listed(first)
+            if key == "annotations" and first is not None:
                 return isinstance(first, dict) and "image_id" in first
     except DataError:  # broken further on: if it began as COCO, its reader says where
-        return not seen.isdisjoint(LOOKED_AT)
-    return False
+        return "categories" in seen or {"images", "annotations"} <= seen
+    return {"images", "annotations"} <= seen
+
+
+def _is_listed(image: Any) -> bool:
+    """Whether it is an entry of COCO's list of pictures, or the picture of one record of another tool."""
+    return bool({"id", "file_name"} & image.keys()) if isinstance(image, dict) else not isinstance(image, str)
 
 
 def _is_object(path: Path) -> bool:
