@@ -1,214 +1,18 @@
 """How an answer is written and read back: malformed ones and hostile ones."""
 
+import importlib.util
 import json
+import random
 import time
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from malformed_answers import NOT_A_BOX, READABLE
 
 from qwenft.core.answer import Answer, Prompts, read_answer, score_of, write_answer
-
-DOG = (10.0, 20.0, 30.0, 40.0)
-CAT = (5.0, 6.0, 70.0, 80.0)
-
-# id, the answer, status, boxes, labels.  Where a thread is named, such answers were reported there.
-READABLE = [
-    ("documented form", '[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]', "ok", [DOG], ["dog"]),
-    ("cookbook's fence", '```json\n[\n\t{"bbox_2d": [10, 20, 30, 40], "label": "dog"}\n]\n```', "ok", [DOG], ["dog"]),
-    ("fence not closed", '```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]', "ok", [DOG], ["dog"]),
-    ("prose around the fence", 'Here:\n```json\n[{"bbox_2d": [10, 20, 30, 40]}]\n```\nDone.', "ok", [DOG], [""]),
-    ("a fence inside a label", '[{"bbox_2d": [10, 20, 30, 40], "label": "```json"}]', "ok", [DOG], ["```json"]),
-    ("end token left in", '[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]<|im_end|>', "ok", [DOG], ["dog"]),
-    ("fractions", '[{"bbox_2d": [10.0, 20, 30.0, 40], "label": "dog"}]', "ok", [DOG], ["dog"]),
-    ("label null", '[{"bbox_2d": [10, 20, 30, 40], "label": null}]', "ok", [DOG], [""]),
-    (
-        "Chinese label, full-width comma in it: QwenLM/Qwen2.5-VL #1720",
-        '[{"bbox_2d": [10, 20, 30, 40], "label": "红色的车，左边“大”"}]',
-        "ok",
-        [DOG],
-        ["红色的车，左边“大”"],
-    ),
-    (
-        "full-width punctuation as syntax: QwenLM/Qwen2.5-VL #1720",
-        "［｛“bbox_2d”：［１０，20，30，40］，“label”：“红车，左”｝］",
-        "salvaged",
-        [DOG],
-        ["红车，左"],
-    ),
-    ("one object, no list", '{"bbox_2d": [10, 20, 30, 40], "label": "dog"}', "salvaged", [DOG], ["dog"]),
-    (
-        "bbox for bbox_2d: modelscope/ms-swift #5280",
-        '[{"bbox": [10, 20, 30, 40], "label": "dog"}]',
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-    (
-        "cut off in mid-list: QwenLM/Qwen2.5-VL #1035",
-        '```json\n[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}, {"bbox_2d": [5, 6, 70',
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-    (
-        "cut off in the last number",
-        '[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}, {"bbox_2d": [5, 6, 70, 8',
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-    ("cut off in a label", '[{"bbox_2d": [10, 20, 30, 40], "label": "do', "salvaged", [DOG], [""]),
-    (
-        "a loop of one box, cut off: modelscope/ms-swift #5280",
-        "[" + '{"bbox_2d": [10, 20, 30, 40], "label": "dog"}, ' * 50 + '{"bbox_2d": [10',
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-    (
-        "a loop of one box, whole",
-        json.dumps([{"bbox_2d": [10, 20, 30, 40], "label": "dog"}] * 9),
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-    ("trailing comma", '[{"bbox_2d": [10, 20, 30, 40], "label": "dog"},]', "salvaged", [DOG], ["dog"]),
-    ("single quotes", "[{'bbox_2d': [10, 20, 30, 40], 'label': 'dog'}]", "salvaged", [DOG], ["dog"]),
-    (
-        "single quotes, escaped",
-        r"[{'bbox_2d': [10, 20, 30, 40], 'label': 'man\'s dog'}]",
-        "salvaged",
-        [DOG],
-        ["man's dog"],
-    ),
-    (
-        "escaped quotes, trailing comma",
-        r'[{"bbox_2d": [10, 20, 30, 40], "label": "the \"dog\""},]',
-        "salvaged",
-        [DOG],
-        ['the "dog"'],
-    ),
-    (
-        "label in front, broken JSON",
-        '[{"label": "dog", "bbox_2d": [10, 20, 30, 40]} {"label": "cat", "bbox_2d": [5, 6, 70, 80]}]',
-        "salvaged",
-        [DOG, CAT],
-        ["dog", "cat"],
-    ),
-    (
-        "braces in a label, broken JSON",
-        '[{"label": "{dog}", "bbox_2d": [10, 20, 30, 40]},]',
-        "salvaged",
-        [DOG],
-        ["{dog}"],
-    ),
-    (
-        "objects without a list",
-        '{"bbox_2d": [10, 20, 30, 40], "label": "dog"}\n{"bbox_2d": [5, 6, 70, 80], "label": "cat"}',
-        "salvaged",
-        [DOG, CAT],
-        ["dog", "cat"],
-    ),
-    (
-        "two fences",
-        '```json\n[{"bbox_2d": [10, 20, 30, 40]}]\n```\n```json\n[{"bbox_2d": [5, 6, 70, 80]}]\n```',
-        "salvaged",
-        [DOG, CAT],
-        ["", ""],
-    ),
-    ("box tags: QwenLM/Qwen2.5-VL #1035", "<ref>dog</ref><box>(10,20),(30,40)</box>", "salvaged", [DOG], ["dog"]),
-    (
-        "Qwen2-VL's tokens",
-        "<|object_ref_start|>dog<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|><|im_end|>",
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-    (
-        "Qwen2-VL's tokens, a point word in the name",
-        "<|object_ref_start|>point guard<|object_ref_end|><|box_start|>(10,20),(30,40)<|box_end|>",
-        "salvaged",
-        [DOG],
-        ["point guard"],
-    ),
-    ("box tag with a list", "<box>[10, 20, 30, 40]</box>", "salvaged", [DOG], [""]),
-    ("box tag with spaces", "<box>10 20 30 40</box>", "salvaged", [DOG], [""]),
-    ("a printed array", "[10. 20]" + "[10 20 30 40]", "salvaged", [DOG], [""]),
-    ("bare list", "[10, 20, 30, 40]", "salvaged", [DOG], [""]),
-    ("nested list", "[[10, 20, 30, 40], [5, 6, 70, 80]]", "salvaged", [DOG, CAT], ["", ""]),
-    ("two corners under the key", '[{"bbox_2d": [[10, 20], [30, 40]], "label": "dog"}]', "salvaged", [DOG], ["dog"]),
-    (
-        "several boxes under the key",
-        '[{"bbox_2d": [[10, 20, 30, 40], [5, 6, 70, 80]], "label": "dog"}]',
-        "salvaged",
-        [DOG, CAT],
-        ["dog", "dog"],
-    ),
-    (
-        "wrapped in an object",
-        '{"objects": [{"bbox_2d": [10, 20, 30, 40], "label": "dog"}]}',
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-    ("labels as keys", '{"dog": [[10, 20, 30, 40]], "cat": [5, 6, 70, 80]}', "salvaged", [DOG, CAT], ["dog", "cat"]),
-    ("named corners", '[{"x1": 10, "y1": 20, "x2": 30, "y2": 40, "label": "dog"}]', "salvaged", [DOG], ["dog"]),
-    ("numbers as text", '[{"bbox_2d": ["10", "20", "30", "40"], "label": "dog"}]', "salvaged", [DOG], ["dog"]),
-    ("a box as text", '[{"bbox_2d": "10, 20, 30, 40", "label": "dog"}]', "salvaged", [DOG], ["dog"]),
-    ("prose: QwenLM/Qwen2.5-VL #1035", "The dog is at 10, 20, 30, 40 in the image.", "salvaged", [DOG], [""]),
-    ("Chinese prose", "狗的坐标为（10，20），（30，40）。", "salvaged", [DOG], [""]),
-    (
-        "JSON in prose",
-        'The dog: [{"bbox_2d": [10, 20, 30, 40], "label": "dog"}], as asked.',
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-    ("reversed corners", '[{"bbox_2d": [30, 40, 10, 20], "label": "dog"}]', "salvaged", [DOG], ["dog"]),
-    (
-        "one entry null",
-        '[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}, {"bbox_2d": null, "label": "cat"}]',
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-    (
-        "one entry of three numbers",
-        '[{"bbox_2d": [10, 20, 30, 40], "label": "dog"}, {"bbox_2d": [1, 2, 3]}]',
-        "salvaged",
-        [DOG],
-        ["dog"],
-    ),
-]
-NOT_A_BOX = [
-    ("nothing", "", "unparsable"),
-    ("white space", " \n", "unparsable"),
-    ("empty list", "[]", "empty"),
-    ("empty list, spaced and fenced", "```json\n[ ]\n```", "empty"),
-    ("a box that is null", '[{"bbox_2d": null, "label": "dog"}]', "empty"),
-    ("a label with no boxes", '{"dog": []}', "empty"),
-    ("the word None", "None.", "empty"),
-    ("null", "null<|im_end|>", "empty"),
-    ("Chinese none", "没有。", "empty"),
-    ("a sentence: it may be a refusal", "I see no dog.", "unparsable"),
-    ("a point: QwenLM/Qwen2.5-VL #1035", "[[10, 20]]", "unparsable"),
-    ("two points: never the corners of a box", "[[10, 20], [30, 40]]", "unparsable"),
-    (
-        "points under their key",
-        '[{"point_2d": [10, 20], "label": "a"}, {"point_2d": [30, 40], "label": "b"}]',
-        "unparsable",
-    ),
-    ("points in prose", "The points are (10, 20), (30, 40)", "unparsable"),
-    ("a polygon", '[{"bbox_2d": [10, 20, 30, 20, 30, 40, 10, 40]}]', "unparsable"),
-    ("three numbers", '[{"bbox_2d": [10, 20, 30], "label": "dog"}]', "unparsable"),
-    ("cut off in the first box: its last number may be longer", '[{"bbox_2d": [10, 20, 30, 4', "unparsable"),
-    ("only a label", '[{"label": "dog"}]', "unparsable"),
-    ("not finite", '[{"bbox_2d": [NaN, 20, 30, 40]}]', "unparsable"),
-    ("out of every picture", '[{"bbox_2d": [1, 2, 3, 123456789012]}]', "unparsable"),
-    ("truth values", '[{"bbox_2d": [true, false, true, true]}]', "unparsable"),
-    ("a number with letters", "img_10, v2.0", "unparsable"),
-]
 
 
 def holds_together(answer: Answer) -> bool:
@@ -321,6 +125,30 @@ def test_a_damaged_real_answer_never_raises_and_holds_together(text: str, data: 
     assert holds_together(read_answer(text[:start] + data.draw(st.text("[]{}\"',:09 a，“", max_size=4)) + text[stop:]))
 
 
+def load_benchmark() -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "mutate_answers.py"
+    spec = importlib.util.spec_from_file_location("mutate_answers", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ten_thousand_damaged_answers_are_read_without_a_made_up_number() -> None:
+    benchmark, draw = load_benchmark(), random.Random(1)
+    texts = [row[1] for row in (*READABLE, *NOT_A_BOX)]
+    for _ in range(10_000):
+        text = benchmark.damaged(draw.choice(texts), draw, texts)
+        answer = read_answer(text)
+        assert benchmark.problem(text, answer) == "", (text, answer)
+
+
+def test_thoughts_leave_the_spans_true() -> None:
+    text = '<think> [1, 2, 3, 4] </think><answer>[{"bbox_2d": [10, 20, 30, 40]}]</answer>'
+    (found,) = read_answer(text).objects
+    assert text[slice(*found.span)] == "10, 20, 30, 40"
+
+
 @pytest.mark.parametrize("cut", range(1, 60))
 def test_an_answer_cut_anywhere_gives_no_box_that_was_not_in_it(cut: int) -> None:
     whole = '[{"bbox_2d": [110, 220, 330, 440], "label": "dog"}, {"bbox_2d": [111, 222, 333, 444], "label": "cat"}]'
@@ -353,6 +181,15 @@ HOSTILE = [
     '{"bbox_2d":',
     '{"bbox_2d": [1, 2, 3, 4], "label": "',
     "-",
+    "<think>",
+    "</think>",
+    "<answer>",
+    "[] ",
+    "x1: 1 ",
+    "x1: 1, y1: 2, ",
+    "'bbox_2d': [], ",
+    "label: ",
+    '"bbox="',
     "1.",
     "\\",
 ]

@@ -85,23 +85,44 @@ _ANY_NUMBER: Final = re.compile(_NUMBER)
 _RUN: Final = re.compile(rf"(?<![A-Za-z0-9_.]){_NUMBER}(?:(?:\s{{0,9}},\s{{0,9}}|\s{{1,9}}){_NUMBER})*+")
 _POINT: Final = rf"\(\s{{0,9}}({_NUMBER})\s{{0,9}},\s{{0,9}}({_NUMBER})\s{{0,9}}\)"
 _CORNERS: Final = re.compile(rf"{_POINT}\s{{0,9}},?\s{{0,9}}{_POINT}")
+_NAMED: Final = re.compile(
+    r"[^\w+-]{1,6}".join(
+        rf"{start}{axis}(?:{corner})[^\w+-]{{1,6}}({_NUMBER})"
+        for start, axis, corner in (
+            (r"\b", "x", "1|_?min"),
+            ("", "y", "1|_?min"),
+            ("", "x", "2|_?max"),
+            ("", "y", "2|_?max"),
+        )
+    ),
+    re.IGNORECASE,
+)
 _LABEL: Final = re.compile(
-    r"""["'](?:label|name|category|class)["']\s{0,9}:\s{0,9}"""
+    r"""["']?\b(?:label|name|category|class|class_name|text_content)["']?\s{0,9}:\s{0,9}"""
     r"""(?:"((?:[^"\\]|\\.){0,2000}+)"|'((?:[^'\\]|\\.){0,2000}+)')""",
     re.DOTALL,
 )
-_REF: Final = re.compile(r"(?:<\|object_ref_start\|>|<ref>)([^<]{0,2000}+)<")
+_REF: Final = re.compile(r"(?:<\|object_ref_start\|>|<\|?ref\|?>)([^<]{0,2000}+)<")
 _POINTS: Final = re.compile(r"\bpoint(?:s\b|_2d\b|\b)", re.IGNORECASE)
 _END_TOKENS: Final = ("<|im_end|>", "<|endoftext|>")
 
 _MAX_PX: Final = 1e7
-_BOX_KEYS: Final = ("bbox_2d", "bbox", "box", "box_2d", "bounding_box")
-_LABEL_KEYS: Final = ("label", "name", "category", "class")
+_BOX_KEYS: Final = ("bbox_2d", "bbox", "box", "box_2d", "bounding_box", "Position")
+_LABEL_KEYS: Final = ("label", "name", "category", "class", "class_name", "text_content")
 _POINT_KEYS: Final = ("point_2d", "point", "points")
-_CORNER_KEYS: Final = ("x1", "y1", "x2", "y2")
+_CORNER_KEYS: Final = (
+    ("x1", "y1", "x2", "y2"),
+    ("xmin", "ymin", "xmax", "ymax"),
+    ("x_min", "y_min", "x_max", "y_max"),
+)
 _HOLDERS: Final = frozenset({"objects", "boxes", "bboxes", "detections", "results", "annotations", "items", "data"})
 """Keys that hold a list of boxes; any other key with boxes behind it is taken for their label."""
-_NOTHING: Final = frozenset({"[]", "{}", "null", "none", "[null]", "无", "没有"})
+_NOTHING: Final = frozenset(
+    {"[]", "{}", "null", "none", "[null]", "[none]", '["none"]', "noobject", "noobjects", "无", "没有", "无目标"}
+)
+# An empty list, or two, in words without a number or another bracket; and a box that is said to be none.
+_EMPTY_LIST: Final = re.compile(r"[^\[\]{}0-9]*+(?:\[\s*+\][^\[\]{}0-9]*+)++")
+_NO_BOX: Final = re.compile(r"""["']bbox(?:_2d)?["']\s{0,9}:\s{0,9}(?:None|null|\[\s{0,9}\])""")
 _AROUND: Final = " \t\r\n\"'`.。"
 
 
@@ -119,6 +140,9 @@ def read_answer(text: str) -> Answer:
         text = text.rstrip().removesuffix(token)
     if not text.strip():
         return Answer("unparsable", how="no text")
+    text = _without_thoughts(text)
+    if text.lstrip().startswith("<think>"):
+        return Answer("unparsable", how="cut off while thinking")
     plain = text.translate(_FULL_WIDTH)
     for body in (text, _unfenced(text)):
         if "".join(body.strip(_AROUND).split()).casefold() in _NOTHING:
@@ -132,9 +156,21 @@ def read_answer(text: str) -> Answer:
     return _from_text(text, plain)
 
 
+def _without_thoughts(text: str) -> str:
+    """Blanks what stands before </think>, and the <answer> tags: same length, so that spans stay true."""
+    if "<think>" in text:
+        end = text.rfind("</think>") + len("</think>")
+        text = " " * end + text[end:] if end >= len("</think>") else text
+    for tag in ("<answer>", "</answer>"):
+        text = text.replace(tag, " " * len(tag))
+    return text
+
+
 def _unfenced(text: str) -> str:
-    """What stands in the only ``` fence, closed or not; the text itself where there is none, or more than one."""
-    _, opened, body = text.partition("```")
+    """What stands in the only ``` fence, closed or not, or before a fence that only closes; else the text itself."""
+    before, opened, body = text.partition("```")
+    if opened and not body.strip():
+        return before
     body = body[4:] if body[:4].casefold() == "json" else body
     body, _, after = body.partition("```")
     return text if not opened or "```" in after else body
@@ -183,9 +219,9 @@ class _Tree:
             if key != "bbox_2d":
                 self.repairs.append(f"{key} in place of bbox_2d")
             self._stack.append((node[key], str(own), True))
-        elif all(key in node for key in _CORNER_KEYS):
-            self.repairs.append("x1, y1, x2, y2 in place of bbox_2d")
-            self._stack.append(([node[key] for key in _CORNER_KEYS], str(own), True))
+        elif keys := next((keys for keys in _CORNER_KEYS if all(key in node for key in keys)), None):
+            self.repairs.append(f"{', '.join(keys)} in place of bbox_2d")
+            self._stack.append(([node[key] for key in keys], str(own), True))
         else:
             inner = [(k, v) for k, v in node.items() if isinstance(v, (list, dict)) and k not in _POINT_KEYS]
             self.strays += not inner
@@ -246,15 +282,24 @@ def _with_spans(objects: tuple[FoundBox, ...], plain: str) -> tuple[FoundBox, ..
 
 
 def _places(plain: str) -> list[tuple[Box, tuple[int, int]]]:
-    """Every place that reads as a box: four numbers in a row, or two points in parentheses."""
-    found = [(_four(list(match.groups())), match.span()) for match in _CORNERS.finditer(plain)]
+    """Every place that reads as a box: four numbers in a row, two points in parentheses, x1, y1, x2, y2 by name."""
+    found = [
+        (_four(list(match.groups())), (match.start(1), match.end(4)))
+        for pattern in (_CORNERS, _NAMED)
+        for match in pattern.finditer(plain)
+    ]
     for match in _RUN.finditer(plain):
         start, end = match.span()
         if end - start < 200 and (box := _four(match.group())) is not None:
             before = plain[max(0, start - 10) : start].rstrip()[-1:]
             after = plain[end : end + 10].lstrip()[:1]
             cut = not after and before in ("[", "(", ">")  # the last number may have lost digits
-            listed = "," in match.group() or (before in ("[", "(", ">") and after in ("]", ")", "<"))
+            # The last is Qwen2.5-VL's own HTML: data-bbox="x1 y1 x2 y2" (QwenLM cookbooks/document_parsing.ipynb).
+            listed = (
+                "," in match.group()
+                or (before in ("[", "(", ">") and after in ("]", ")", "<"))
+                or plain.endswith('bbox="', 0, start)
+            )
             if listed and not cut:
                 found.append((box, (start, end)))
     return sorted(((box, span) for box, span in found if box is not None), key=lambda place: place[1])
@@ -266,8 +311,11 @@ def _from_text(text: str, plain: str) -> Answer:
     places = _places(plain)
     if _POINTS.search(plain) and "box" not in plain.casefold():
         places = []
+    cut = opened > 0 and not "".join(plain[-20:].split()).rstrip("`").endswith("}]")
+    if not places and not cut and _says_none(plain):
+        return Answer("empty")
     if not places:
-        return Answer("unparsable", how=_why_unreadable(plain, cut=opened > 0))
+        return Answer("unparsable", how=_why_unreadable(plain, cut=cut))
     found, used = [], 0
     for number, (box, (start, end)) in enumerate(places):
         stop = places[number + 1][1][0] if number + 1 < len(places) else len(plain)
@@ -276,8 +324,12 @@ def _from_text(text: str, plain: str) -> Answer:
         used = max(end, span[1] if span else 0)
         found.append(FoundBox(box, label, (start, end)))
     tagged = any("(" in plain[start:end] for _, (start, end) in places)
-    how = "cut off" if opened > 0 else "two corner points" if tagged else "not the JSON asked for"
+    how = "cut off" if cut else "two corner points" if tagged else "not the JSON asked for"
     return _tidy(tuple(found), "salvaged", how)
+
+
+def _says_none(plain: str) -> bool:
+    return bool(_EMPTY_LIST.fullmatch(plain)) or bool(_NO_BOX.search(plain) and not _RUN.search(plain))
 
 
 def _label_span(plain: str, used: int, start: int, end: int, stop: int) -> tuple[int, int] | None:
