@@ -89,13 +89,14 @@ class Engine:
         longest = max(len(prefix.tokens) for prefix in prefixes)
         device, image_id = self.base.device, self.base.config.image_token_id
         ids_IS = torch.tensor([[*prefix.tokens, *[0] * (longest - len(prefix.tokens))] for prefix in prefixes])
+        # Where the pictures' tokens are is found here: on a GPU the answer would have to be waited for.
+        image_places = (ids_IS == image_id).flatten().nonzero()[:, 0].to(device)
         positions_3IS, behind = self._positions(prefixes, longest)
-        pixels_PD = torch.cat([prefix.picture.pixel_values_PD for prefix in prefixes]).to(device)
+        pixels_PD = torch.cat([prefix.picture.pixel_values_PD.to(device, non_blocking=True) for prefix in prefixes])
         grids_I3 = torch.stack([prefix.picture.grid_thw for prefix in prefixes]).to(device)
         features = torch.cat(self.base.model.get_image_features(pixels_PD, grids_I3).pooler_output)
-        ids_IS = ids_IS.to(device)
-        embedded_ISC = self._text.embed_tokens(ids_IS)
-        embedded_ISC[ids_IS == image_id] = features.to(embedded_ISC.dtype)
+        embedded_ISC = self._text.embed_tokens(ids_IS.to(device))
+        embedded_ISC.flatten(0, 1)[image_places] = features.to(embedded_ISC.dtype)
         kept = Prefixes()
         self._forward(embedded_ISC, positions_3IS.to(device), None, kept)
         return kept, behind

@@ -250,7 +250,10 @@ class Predictor:
             picture = self.encoder.picture(open_upright(path))
         except QwenftError as error:
             return error
-        return replace(picture, pixel_values_PD=picture.pixel_values_PD.to(self.base.dtype))
+        pixels_PD = picture.pixel_values_PD.to(self.base.dtype)
+        return replace(
+            picture, pixel_values_PD=pixels_PD.pin_memory() if self.base.device.type == "cuda" else pixels_PD
+        )
 
     def _prompt(self, question: Question) -> str:
         return question.ask or self.contract.prompts.text(question.task, question.query, question.categories)

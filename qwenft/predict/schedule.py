@@ -225,7 +225,7 @@ class Schedule:
             self.engine.cache.place(read, *zip(*of_it, strict=True))
 
     def _advance(self) -> None:
-        """One pass: over the rows with a proposal, if that is half of all or they waited, else a token for the others."""
+        """One pass: over the rows with a proposal, if they are half of all or waited, else a token for the others."""
         going = [row for row in self.running.values() if not row.done]
         jumping = [row for row in going if row.proposal()]
         self._waited = self._waited + 1 if jumping else 0
