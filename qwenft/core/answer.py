@@ -86,8 +86,8 @@ _RUN: Final = re.compile(rf"(?<![A-Za-z0-9_.]){_NUMBER}(?:(?:\s{{0,9}},\s{{0,9}}
 _POINT: Final = rf"\(\s{{0,9}}({_NUMBER})\s{{0,9}},\s{{0,9}}({_NUMBER})\s{{0,9}}\)"
 _CORNERS: Final = re.compile(rf"{_POINT}\s{{0,9}},?\s{{0,9}}{_POINT}")
 _NAMED: Final = re.compile(
-    r"[^\w+-]{1,6}".join(
-        rf"{start}{axis}(?:{corner})[^\w+-]{{1,6}}({_NUMBER})"
+    r"[^\w.+-]{1,6}".join(
+        rf"{start}{axis}(?:{corner})[^\w.+-]{{1,6}}({_NUMBER})"
         for start, axis, corner in (
             (r"\b", "x", "1|_?min"),
             ("", "y", "1|_?min"),
