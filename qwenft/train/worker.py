@@ -311,7 +311,7 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
     base.model.language_model.config.use_cache = False
     model = add_lora(base, config.parts, config.rank, config.alpha, config.dropout)
     encoder = Encoder(load_processor(config.model), contract)
-    examiner = _examiner(job, dataset, Predictor(model, encoder), stop)
+    examiner = _examiner(job, dataset, Predictor(model, encoder, fast=config.fast), stop)
     best = BestAdapter(job.run, job.report, job.is_first, model, contract)
     updates = plan["updates"]
     conductor = Conductor(
