@@ -307,6 +307,7 @@ def test_the_latest_run_is_scored_beside_its_base_and_the_constant_box(house: Ho
         "baseline-predictions.jsonl",
         "metrics.json",
         "predictions.jsonl",
+        "report.html",
     ]
     metrics = json.loads((result.folder / "metrics.json").read_text(encoding="utf-8"))
     assert metrics == json.loads(json.dumps(result.metrics))

@@ -14,7 +14,7 @@ Points = Sequence[tuple[float, float]]
 
 WIDTH: Final = 360
 HEIGHT: Final = 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 8, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 12, 8, 30
 _STRIP_WIDTH: Final = 150
 _STRIP_HEIGHT: Final = 16
 
@@ -117,10 +117,10 @@ def histogram(series: Sequence[Series], *, x_name: str, y_name: str, bins: int =
 def strip(rows: Iterable[tuple[str, float | None, Mapping[str, Any] | None]]) -> str:
     """A small [0, 1] scale for a table cell: a dot for each figure with its interval as a line, one below the other.
 
-    rows: colour class, figure, interval (`low`, `high`) or None.  Empty where nothing was measured or fits [0, 1].
+    rows: colour class, figure, interval (`low`, `high`) or None.  Empty where nothing was measured or one is over 1.
     """
-    found = [row for row in rows if row[1] is not None and 0 <= row[1] <= 1]
-    if not found:
+    found = [(colour, value, interval) for colour, value, interval in rows if value is not None]
+    if not found or max(value for _, value, _ in found) > 1:
         return ""
     height = _STRIP_HEIGHT * len(found) / 2 + 6
     parts = [f'<path class="grid" d="{" ".join(f"M{_at(v)},1V{height - 1:g}" for v in (0, 0.25, 0.5, 0.75, 1))}"/>']
@@ -129,7 +129,7 @@ def strip(rows: Iterable[tuple[str, float | None, Mapping[str, Any] | None]]) ->
         if interval and interval["low"] is not None:
             left, right = _at(interval["low"]), _at(interval["high"])
             parts.append(f'<line class="line {colour}" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<circle class="dot {colour}" cx="{_at(value or 0.0)}" cy="{y}" r="3"/>')
+        parts.append(f'<circle class="dot {colour}" cx="{_at(value)}" cy="{y}" r="3"/>')
     return (
         f'<svg class="strip" viewBox="0 0 {_STRIP_WIDTH} {height:g}" width="{_STRIP_WIDTH}" height="{height:g}" '
         f'aria-hidden="true">{"".join(parts)}</svg>'

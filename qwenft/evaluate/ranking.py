@@ -93,6 +93,10 @@ class Ranked:
         points = zip(hit[counted] / total, hit[counted] / (hit + miss)[counted], strict=True)
         return [(round(float(recall), 5), round(float(precision), 5)) for recall, precision in points]
 
+    def scores_of(self, *, hit: bool) -> list[float]:
+        """The scores of all boxes that are right, or of those that are wrong, at an IoU of 0.5."""
+        return [float(score) for c in self.categories for score in c.scores[c.hit[0] if hit else c.miss[0]]]
+
     @cached_property
     def _resampled(self) -> "Floats":
         """(AP and AP50, draws)."""

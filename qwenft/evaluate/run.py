@@ -1,5 +1,7 @@
 """The body of `eval`: a run or a base model answers a split, and answers and figures are written below it."""
 
+import shlex
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -8,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qwenft.core.errors import UsageError
 from qwenft.core.events import Emit, ignore, note, warning
-from qwenft.core.files import whole_folder, write_json, write_jsonl
+from qwenft.core.files import whole_folder, write_json, write_jsonl, write_whole
 from qwenft.core.predictions import Prediction, Question
 from qwenft.core.runs import Answerer, Contract, choose_answerer
 from qwenft.core.samples import PreparedDataset, Sample, open_dataset
 from qwenft.evaluate.compare import compare_predictions
+from qwenft.evaluate.report import Evaluation, render_report
 from qwenft.evaluate.score import eyeless_baseline, score_predictions, scored_split
 
 if TYPE_CHECKING:
     from qwenft.predict.generate import Predictor
 
+REPORT: Final = "report.html"
 _VERSIONS: Final = ("qwenft", "torch", "transformers", "peft", "faster-coco-eval", "pycocoevalcap", "numpy")
 
 
@@ -26,9 +30,14 @@ class EvalResult:
     """What `evaluate_run` found out, and where it lies."""
 
     folder: Path
-    """Holds predictions.jsonl, metrics.json and, with a baseline, baseline-predictions.jsonl."""
+    """Holds predictions.jsonl, metrics.json, report.html and, with a baseline, baseline-predictions.jsonl."""
     metrics: Mapping[str, Any]
-    """The content of metrics.json."""
+    """The content of metrics.json (docs/metrics.md)."""
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.folder / REPORT
 
     def to_json(self) -> dict[str, Any]:
         """As `qwenft eval --json` prints it."""
@@ -71,7 +80,7 @@ def evaluate_run(
     root: Path | None = None,
     emit: Emit = ignore,
 ) -> EvalResult:
-    """Let a run (or a base model) answer a split, score the answers, and write both below the run.
+    """Let a run (or a base model) answer a split, score the answers, and write figures and a report below the run.
 
     run: name or path.  Unset: the latest finished run, if `model` is unset or is the model that run was trained on;
     otherwise the base model.  data, split: unset: the run's own data set or the only one, and its held-out split.
@@ -79,29 +88,91 @@ def evaluate_run(
     Writes <run>/eval/<data>-<split>/, whole or absent; a part of a split has its own folder (…-<number>), and a base
     model writes under runs/base-<model>/.  Raises UsageError, RunError, DataError, ModelError or DeviceError.
     """
-    inputs = {
-        "run": run,
-        "data": None if data is None else str(data),
-        "split": split,
-        "model": model,
-        "baseline": baseline,
-        "limit": limit,
-        "batch_size": batch_size,
-        "gpus": gpus,
-    }
+    return evaluate_data(
+        run, data=[data], split=split, model=model, baseline=baseline, limit=limit, batch_size=batch_size, gpus=gpus,
+        root=root, emit=emit,
+    )[0]  # fmt: skip
+
+
+def evaluate_data(
+    run: str | None = None,
+    *,
+    data: Sequence[str | Path | None],
+    split: str | None = None,
+    model: str | None = None,
+    baseline: bool = False,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    gpus: str | None = None,
+    root: Path | None = None,
+    emit: Emit = ignore,
+) -> list[EvalResult]:
+    """`evaluate_run` on several data sets, one after another with one model: what was gained here and forgotten there.
+
+    Raises UsageError too where two data sets would write into one folder.
+    """
     base = (root or Path.cwd()).absolute()
     subject = choose_answerer(run, model, base)
     emit(note(subject.text()))
-    exam = _exam(subject, data=data, split=split, limit=limit, root=base, emit=emit)
-    answers = _let_answer(subject, exam, baseline=baseline, batch_size=batch_size, gpus=gpus, emit=emit)
-    metrics = {**_metrics(subject, exam, answers), "inputs": inputs}
-    folder = (subject.run.evals if subject.run else base / "runs" / _base_name(subject.model) / "eval") / exam.name
+    exams = [_exam(subject, data=each, split=split, limit=limit, root=base, emit=emit) for each in data]
+    _check_names(exams)
+    predictor = _load_predictor(subject, gpus, emit)
+    results = []
+    for each, exam in zip(data, exams, strict=True):
+        inputs = {
+            "run": run, "data": None if each is None else str(each), "split": split, "model": model,
+            "baseline": baseline, "limit": limit, "batch_size": batch_size, "gpus": gpus,
+        }  # fmt: skip
+        answers = _let_answer(predictor, subject, exam, baseline=baseline, batch_size=batch_size, emit=emit)
+        metrics = {**_metrics(subject, exam, answers), "inputs": inputs}
+        home = subject.run.path if subject.run else base / "runs" / _base_name(subject.model)
+        results.append(_written(home / "eval" / exam.name, metrics, subject, exam, answers))
+        emit(note(f"report: {results[-1].report}"))
+    return results
+
+
+def _written(folder: Path, metrics: Mapping[str, Any], subject: Answerer, exam: _Exam, answers: _Answers) -> EvalResult:
+    page = render_report(
+        Evaluation(
+            metrics,
+            exam.samples,
+            answers.ours,
+            answers.baseline,
+            exam.dataset.path,
+            command_of(metrics["inputs"]),
+            asdict(subject.contract) if subject.contract else None,
+            tuple(subject.run.read_events()) if subject.run else (),
+        )
+    )
     with whole_folder(folder) as staging:
         write_jsonl(staging / "predictions.jsonl", [p.to_json() for p in answers.ours])
         if answers.baseline is not None:
             write_jsonl(staging / "baseline-predictions.jsonl", [p.to_json() for p in answers.baseline])
         write_json(staging / "metrics.json", metrics)
+        write_whole(staging / REPORT, page.encode("utf-8", "replace"))
     return EvalResult(folder, metrics)
+
+
+def command_of(inputs: Mapping[str, Any]) -> str:
+    """The command line that asks the same again.
+
+    >>> command_of({"run": "first", "split": None, "baseline": True, "batch_size": 8})
+    'qwenft eval --run first --baseline --batch-size 8'
+    """
+    words = ["qwenft", "eval"]
+    for name, value in inputs.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(words)
+
+
+def _check_names(exams: Sequence[_Exam]) -> None:
+    names = [exam.name for exam in exams]
+    doubled = [name for name in names if names.count(name) > 1]
+    if doubled:
+        raise UsageError(
+            f"two data sets would be written as {doubled[0]}", hint="name each --data once, or score them one by one"
+        )
 
 
 def spread(samples: Sequence[Sample], limit: int | None) -> tuple[Sample, ...]:
@@ -147,9 +218,8 @@ def _trained_on(subject: Answerer, samples: Sequence[Sample]) -> dict[str, int] 
 
 
 def _let_answer(
-    subject: Answerer, exam: _Exam, *, baseline: bool, batch_size: int | None, gpus: str | None, emit: Emit
+    predictor: "Predictor", subject: Answerer, exam: _Exam, *, baseline: bool, batch_size: int | None, emit: Emit
 ) -> _Answers:
-    predictor = _load_predictor(subject, gpus, emit)
     questions = [Question.of(sample, exam.dataset.path) for sample in exam.samples]
     ours = _as_written(predictor.answer(questions, batch_size=batch_size, emit=emit))
     theirs = None
@@ -176,6 +246,7 @@ def _as_written(predictions: Iterable[Prediction]) -> list[Prediction]:
 def _metrics(subject: Answerer, exam: _Exam, answers: _Answers) -> dict[str, Any]:
     samples, theirs, contract = exam.samples, answers.baseline, answers.contract
     return {
+        "when": time.strftime("%Y-%m-%d %H:%M"),
         "data": exam.dataset.name,
         "data_path": str(exam.dataset.path),
         "split": exam.split,

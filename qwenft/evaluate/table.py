@@ -1,12 +1,17 @@
 """Scores as rows for people."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
-_FIGURES: Final[Mapping[str, Sequence[tuple[str, ...]]]] = {
+from qwenft.core.answer import Task
+from qwenft.core.samples import TASKS
+
+_FIGURES: Final[Mapping[Task, Sequence[tuple[str, ...]]]] = {
     "grounding": (
         ("positives", "Acc@0.5"), ("positives", "Acc@0.75"), ("positives", "mean_iou"), ("positives", "F1@0.5"),
-        ("negatives", "rejection_rate"), ("negatives", "false_alarm_rate"), ("parse_rate",),
+        ("several", "precision@F1=1"), ("negatives", "rejection_rate"), ("negatives", "false_alarm_rate"),
+        ("parse_rate",),
     ),
     "detection": (
         ("AP",), ("AP50",), ("AP75",), ("APs",), ("APm",), ("APl",), ("AR1",), ("AR10",), ("AR100",), ("ARs",),
@@ -14,33 +19,96 @@ _FIGURES: Final[Mapping[str, Sequence[tuple[str, ...]]]] = {
     ),
     "caption": (("Bleu_1",), ("Bleu_4",), ("ROUGE_L",), ("CIDEr",), ("parse_rate",)),
 }  # fmt: skip
-"""Task -> the figures that the table shows, as paths into its scores."""
+"""Task -> the figures that are shown, as paths into its scores."""
 
 
-def score_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of the table that `eval` shows: its content is that of metrics.json, rounded.
+@dataclass(frozen=True, slots=True)
+class FigureRow:
+    """One figure of an evaluation; None where it was not measured or there is nothing to put beside it."""
 
-    With a baseline: base, adapter and their difference with its 95 % interval; beside it the constant box, if any.
-    """
+    task: Task
+    key: str
+    score: float | None
+    interval: Mapping[str, Any] | None
+    base: float | None
+    base_interval: Mapping[str, Any] | None
+    difference: Mapping[str, Any] | None
+    constant: float | None
+    """Of the constant box, which looks at no picture."""
+
+
+def figure_rows(metrics: Mapping[str, Any]) -> Iterator[FigureRow]:
+    """The figures of metrics.json that are shown, in order."""
     scores, baseline = metrics["scores"], metrics.get("baseline")
     constant = metrics.get("constant_box")
-    columns = ["figure", *(["base", "adapter", "difference"] if baseline else ["score"])]
-    columns += ["constant box"] if constant else []
+    for task in TASKS:
+        for path in _FIGURES[task] if task in scores else ():
+            if not _is_shown(scores[task], path):
+                continue
+            key = path[-1]
+            base = baseline[task] if baseline else None
+            yield FigureRow(
+                task,
+                key,
+                _at(scores[task], path),
+                _interval(scores[task], path),
+                _at(base, path),
+                _interval(base, path),
+                metrics["difference"].get(task, {}).get(key) if baseline else None,
+                _at(constant, path) if task == "grounding" and path[0] == "positives" else None,
+            )
+
+
+def _is_shown(scores: Mapping[str, Any], path: Sequence[str]) -> bool:
+    """A COCO results file has no parse rate; what is asked of nobody has no figure."""
+    if path[0] == "several":
+        return bool(scores["several"]["n"]["several"])
+    return path[0] in scores and (path[0] != "negatives" or bool(scores["negatives"]["n"]))
+
+
+def _interval(scores: Mapping[str, Any] | None, path: Sequence[str]) -> Mapping[str, Any] | None:
+    if scores is None:
+        return None
+    if path == ("parse_rate",):
+        return scores.get("parse_interval")
+    found: Mapping[str, Any] = _at(scores, path[:-1]) or {}
+    interval: Mapping[str, Any] | None = found.get("intervals", {}).get(path[-1])
+    return interval
+
+
+def score_rows(*evaluations: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows of the table that `eval` shows: its content is that of metrics.json, rounded.
+
+    With a baseline: base, adapter and their difference with its 95 % interval; else the score with its own; beside them
+    the constant box, if any.  Several evaluations: one below the other, each row with the name of its data.
+    """
+    with_base = any(metrics.get("baseline") for metrics in evaluations)
+    with_constant = any(metrics.get("constant_box") for metrics in evaluations)
+    columns = ["data"] if len(evaluations) > 1 else []
+    columns += ["figure", *(["base", "adapter", "difference"] if with_base else ["score", "95 %"])]
+    columns += ["constant box"] if with_constant else []
     rows = []
-    for task, figures in _FIGURES.items():
-        for path in figures if task in scores else ():
-            if path[0] not in scores[task] or (path[0] == "negatives" and not scores[task]["negatives"]["n"]):
-                continue  # a COCO results file has no parse rate
-            cells = [f"{task} {figure_name(path[-1])}"]
-            if baseline:
-                cells.append(number(_at(baseline[task], path)))
-            cells.append(number(_at(scores[task], path)))
-            if baseline:
-                cells.append(with_interval(metrics["difference"].get(task, {}).get(path[-1])))
-            if constant:
-                cells.append(number(_at(constant, path)) if task == "grounding" and path[0] == "positives" else "")
+    for metrics in evaluations:
+        for row in figure_rows(metrics):
+            cells = [f"{metrics['data']}/{metrics['split']}"] if len(evaluations) > 1 else []
+            cells.append(f"{row.task} {figure_name(row.key)}")
+            if with_base:
+                cells += [number(row.base), number(row.score), with_interval(row.difference)]
+            else:
+                cells += [number(row.score), interval_text(row.interval)]
+            if with_constant:
+                cells.append("" if row.constant is None else number(row.constant))
             rows.append(cells)
     return columns, rows
+
+
+def interval_text(interval: Mapping[str, Any] | None) -> str:
+    """An interval alone; empty where there is none.
+
+    >>> interval_text({"low": 0.125, "high": 0.375})
+    '[0.125, 0.375]'
+    """
+    return "" if interval is None or interval["low"] is None else f"[{interval['low']:.3f}, {interval['high']:.3f}]"
 
 
 def figure_name(key: str) -> str:
