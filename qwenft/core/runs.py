@@ -76,7 +76,16 @@ class Contract:
             raise ModelError(f"{path.absolute()} is not whole: {error}") from error
 
     def with_budget(self, min_pixels: int | None, max_pixels: int | None) -> "Contract":
-        """The same contract with another pixel budget; None keeps its own.  Raises ModelError if it is upside down."""
+        """The same contract with another pixel budget; None keeps its own.
+
+        Raises ModelError if it is upside down, or where the contract is an adapter's, which learned boxes in its own.
+        """
+        for name, asked in (("min_pixels", min_pixels), ("max_pixels", max_pixels)):
+            if self.tasks and asked and asked != getattr(self, name):
+                raise ModelError(
+                    f"the adapter was trained with another pixel budget: {name} is {getattr(self, name)}, not {asked}",
+                    hint=f"leave {name} out: an adapter brings its own",
+                )
         changed = replace(self, min_pixels=min_pixels or self.min_pixels, max_pixels=max_pixels or self.max_pixels)
         if changed.min_pixels > changed.max_pixels:
             raise ModelError(f"min_pixels {changed.min_pixels} is over max_pixels {changed.max_pixels}")
