@@ -157,7 +157,8 @@ def test_a_line_that_the_disk_does_not_take_whole_is_an_error_and_cut_off_next_t
         file.close()
     again = AnswerFile(path, questions, ("m", None, "tokens"))
     again.close()
-    assert (again.kept, path.read_bytes()) == ([], b"")
+    assert again.kept == []
+    assert not path.exists(), "nothing whole was in it"
 
 
 # COCO
@@ -254,7 +255,7 @@ def test_wherever_the_file_was_cut_it_ends_the_same(count: int, portion: int, sh
         for answer in answers[len(file.kept) :]:
             file.append(answer)
         file.close()
-        assert path.read_bytes() == whole
+        assert (path.read_bytes() if path.exists() else b"") == whole
 
 
 OTHERS = [

@@ -6,7 +6,10 @@ from typing import Final
 MAX_CHARACTERS: Final = 2000
 """A longer text is taken for a phrase as it stands."""
 
-_POLITE: Final = r"(?:(?:please|kindly)\s+|(?:can|could|would|will)\s+you\s+|help\s+me\s+(?:to\s+)?|i\s+(?:want|need)\s+(?:you\s+)?to\s+)*"
+_POLITE: Final = (
+    r"(?:(?:please|kindly)\s+|(?:can|could|would|will)\s+you\s+"
+    r"|help\s+me\s+(?:to\s+)?|i\s+(?:want|need)\s+(?:you\s+)?to\s+)*"
+)
 _ONE: Final = r"(?=(?:the|a|an|all|any|both|each|every|this|that|these|those|my|his|her|their|our|\d+|one|two|three)\b)"
 _PICTURE: Final = r"(?:this|the)\s+(?:image|picture|photo|photograph)"
 _BOX: Final = (

@@ -211,7 +211,9 @@ class AnswerFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """Let the file go."""
+        """Let the file go; one without any answer is removed."""
+        if self._file.tell() == 0:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
 
