@@ -212,7 +212,7 @@ class AnswerFile:
 
     def close(self) -> None:
         """Let the file go; one without any answer is removed."""
-        if self._file.tell() == 0:
+        if os.fstat(self._file.fileno()).st_size == 0:
             self.path.unlink(missing_ok=True)
         self._file.close()
 
