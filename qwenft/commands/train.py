@@ -11,8 +11,9 @@ from qwenft.core.usage import check_overrides
 
 SETTINGS: Final = (
     "data, model, name, seed, epochs, max_steps, batch_size, accumulation, learning_rate, schedule, warmup, "
-    "weight_decay, max_grad_norm, rank, alpha, dropout, parts, min_pixels, max_pixels, workers, gpus, dtype, fast, "
-    "checkpointing, save_every, keep_last, eval_every, eval_samples, early_stopping, auto_micro_batch, report_to"
+    "weight_decay, max_grad_norm, method, rank, alpha, dropout, parts, quantize, min_pixels, max_pixels, workers, "
+    "gpus, engine, zero_stage, dtype, fast, checkpointing, save_every, keep_last, eval_every, eval_samples, "
+    "early_stopping, auto_micro_batch, report_to"
 )
 """Of core/config.py, spelled out: importing it for the help would cost more than the rest of the help."""
 
@@ -32,6 +33,11 @@ def train(
         typer.Option("--resume", help="Go on with this run; without a name: with the newest unfinished one."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    nnodes: Annotated[
+        int, typer.Option("--nnodes", min=1, help="Machines that train together (tried on one, as two launchers).")
+    ] = 1,
+    node_rank: Annotated[int | None, typer.Option("--node-rank", help="This machine's number, from 0.")] = None,
+    rdzv: Annotated[str | None, typer.Option("--rdzv", help="host:port of machine 0, where they meet.")] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -42,6 +48,7 @@ def train(
     with open_screen() as screen:
         check_overrides(overrides or ())
         from qwenft.core.config import load_config
+        from qwenft.core.devices import choose_machines
         from qwenft.train.launch import resume_training, train_adapter
 
         given: dict[str, Any] = {"data": data, "model": model, "name": name, "gpus": gpus, "epochs": epochs}
@@ -51,17 +58,23 @@ def train(
             last[event["event"]] = event
             screen.emit(event)
 
+        machines = choose_machines(nnodes, node_rank, rdzv)
         if resume is None:
             settings = load_config(config, overrides or (), **given)
-            run = train_adapter(settings, dry_run=dry_run, emit=emit)
+            run = train_adapter(settings, dry_run=dry_run, machines=machines, emit=emit)
         elif config is not None:
             raise UsageError(
                 "--config beside --resume: a run has its own", hint=f"qwenft train --resume {resume}".rstrip()
             )
         else:
-            run = resume_training(resume or None, overrides or (), dry_run=dry_run, emit=emit, **given)
+            run = resume_training(
+                resume or None, overrides or (), dry_run=dry_run, machines=machines, emit=emit, **given
+            )
         if dry_run:
             screen.result(last["plan"]) if json else screen.hint(command_line(without="--dry-run"))
+            return
+        if machines.number:
+            screen.hint(f"qwenft runs {run.name}")  # machine 0 has the results
             return
         finished = last["finished"]
         if json:

@@ -55,6 +55,8 @@ class TrainConfig(BaseModel):
     """AdamW's decoupled weight decay."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
+    method: Literal["lora", "full"] = "lora"
+    """lora: an adapter beside frozen weights. full: the weights of `parts` themselves; rank, alpha, dropout unused."""
     rank: PositiveInt = 64
     """Inner size r of the two LoRA matrices. Higher fits more and needs more memory."""
     alpha: PositiveInt = 16
@@ -62,7 +64,9 @@ class TrainConfig(BaseModel):
     dropout: float = Field(0.05, ge=0, lt=1)
     """Dropout before the LoRA matrices."""
     parts: tuple[Literal["language", "merger", "vision"], ...] = ("language",)
-    """Which parts get LoRA: language (q, k, v, o, gate, up, down), merger, vision (qkv, proj, gate, up, down)."""
+    """Which parts are trained: language (LoRA: q, k, v, o, gate, up, down), merger, vision (qkv, proj, …)."""
+    quantize: Literal["4bit"] | None = None
+    """QLoRA: the frozen language model in 4 bits (NF4); vision stays whole. Needs bitsandbytes and engine=ddp."""
     min_pixels: PositiveInt | None = None
     """Smaller pictures are enlarged to this many input pixels. Unset: the model's own."""
     max_pixels: PositiveInt | None = None
@@ -71,6 +75,10 @@ class TrainConfig(BaseModel):
     """Processes that decode pictures; 0 decodes in the training process."""
     gpus: str | None = None
     """As nvidia-smi numbers them: `0`, `1,3`, `all`, or `cpu`, `cpu:2`. Unset: the first GPU, or the CPU."""
+    engine: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    """How processes share: ddp, whole model in each; fsdp, weights divided (FSDP2); deepspeed, by zero_stage."""
+    zero_stage: int = Field(2, ge=2, le=3)
+    """Of engine=deepspeed: 2 divides gradients and optimizer, 3 the weights too."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the frozen weights. auto: bfloat16 on a GPU, float32 on the CPU."""
     fast: bool = True
@@ -119,6 +127,10 @@ class TrainConfig(BaseModel):
             raise ValueError("parts is empty: nothing would be trained")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is over max_pixels {self.max_pixels}")
+        if self.quantize and self.method == "full":
+            raise ValueError("quantize=4bit goes with method=lora: weights of 4 bits cannot be trained")
+        if self.quantize and self.engine != "ddp":
+            raise ValueError(f"quantize=4bit goes with engine=ddp: {self.engine} cannot divide weights of 4 bits")
         return self
 
 

@@ -4,14 +4,28 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from qwenft.core.errors import DeviceError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
+class Machines:
+    """The machines of one training; each is given the same command with its own number."""
+
+    count: int = 1
+    number: int = 0
+    """From 0; machine 0 writes the run."""
+    meeting: str = ""
+    """host:port of machine 0, where they find each other."""
+
+
+ALONE: Final = Machines()
+
+
+@dataclass(frozen=True, slots=True)
 class Devices:
-    """The devices of a command, one process each."""
+    """The devices of a command on this machine, one process each."""
 
     kind: Literal["cuda", "cpu"]
     processes: int
@@ -20,6 +34,12 @@ class Devices:
     names: tuple[str, ...] = ()
     indices: tuple[int, ...] = ()
     """What torch calls them in a process that sees what this one sees: positions in CUDA_VISIBLE_DEVICES."""
+    machines: Machines = ALONE
+
+    @property
+    def world(self) -> int:
+        """Processes on all machines."""
+        return self.processes * self.machines.count
 
     def environment(self) -> dict[str, str]:
         """What a child process must be given before its CUDA starts; there cuda:0 is the first of `ids`."""
@@ -32,6 +52,20 @@ class Devices:
             return ["cpu"] if self.processes == 1 else [f"cpu, {self.processes} processes"]
         pairs = zip(self.ids, self.names, strict=True)
         return [f"cuda:{number} = GPU {gpu} ({name})" for number, (gpu, name) in enumerate(pairs)]
+
+
+def choose_machines(count: int, number: int | None, meeting: str | None) -> Machines:
+    """Read `--nnodes`, `--node-rank` and `--rdzv`.  Raises UsageError for what does not fit together."""
+    if count == 1 and number is None and meeting is None:
+        return ALONE
+    hint = f"--nnodes {max(count, 2)} --node-rank 0 --rdzv host-of-machine-0:29500"
+    if count < 2:
+        raise UsageError("--node-rank and --rdzv are for several machines: --nnodes says how many", hint=hint)
+    if number is None or not 0 <= number < count:
+        raise UsageError(f"--node-rank must be 0 to {count - 1}, a number of its own for each machine", hint=hint)
+    if meeting is None or not re.fullmatch(r"[^\s:]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", meeting):
+        raise UsageError("--rdzv must be host:port of machine 0, the same on each machine", hint=hint)
+    return Machines(count, number, meeting)
 
 
 def choose_devices(gpus: str | None, environment: Mapping[str, str] = os.environ) -> Devices:

@@ -45,6 +45,8 @@ class Contract:
     pictures: tuple[str, ...] = ()
     """SHA-256 of every training picture."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    quantize: str | None = None
+    """How the base's weights were held while it was trained; None: as they are."""
     schema: int = CONTRACT_VERSION
 
     def write(self, folder: Path) -> None:

@@ -1,20 +1,30 @@
 """Models: the base from safetensors, its hashes, LoRA by an anchored pattern, adapters and their contract."""
 
 import json
+import logging
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
 from transformers.utils import logging as transformers_logging
 
 from qwenft.core.answer import Prompts
-from qwenft.core.config import DEFAULT_MODEL, TINY
+from qwenft.core.config import DEFAULT_MODEL, TINY, TrainConfig
 from qwenft.core.errors import ModelError
 from qwenft.core.files import read_json, sha256_of
 from qwenft.core.runs import CONTRACT_FILE, Contract
@@ -31,9 +41,21 @@ _LAYERS: Final = {
     "vision": r"model\.visual\.blocks\.\d+\.(?:attn\.(?:qkv|proj)|mlp\.(?:gate|up|down)_proj)",
 }
 
+_PARTS: Final = {
+    "merger": re.compile(r"(?:^|\.)visual\.merger\."),
+    "vision": re.compile(r"(?:^|\.)visual\.(?!merger\.)"),
+    "language": re.compile(r"(?:^|\.)(?:language_model\.|lm_head\.)"),
+}
+"""Whole parts, by the names of their parameters; embeddings and head belong to the language model, as in the Qwen
+team's own script (tune_mm_llm in QwenLM/Qwen2.5-VL, qwen-vl-finetune)."""
+ADAPTER_FILE: Final = "adapter_model.safetensors"
+WEIGHTS_FILE: Final = "trained_weights.safetensors"
+"""Of a full fine-tuning, in place of a LoRA adapter: the weights that were trained, under the model's own names."""
+
 
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and advice to developers out of our output; errors still come through."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of a kernel that it can do without
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -54,13 +76,22 @@ def load_processor(name: str) -> Any:
     return _reading(name, lambda: AutoProcessor.from_pretrained(model_folder(name, weights=False)))
 
 
-def load_base(name: str, dtype: torch.dtype, device: torch.device | str) -> Qwen2_5_VLForConditionalGeneration:
-    """Load the base model's weights, from safetensors only, greedy generation, in eval mode."""
+def load_base(
+    name: str, dtype: torch.dtype, device: torch.device | str, quantize: str | None = None
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Load the base model's weights, from safetensors only, greedy generation, in eval mode.
+
+    quantize: `4bit` (NF4, its scales quantized too): the language model's layers; vision and head stay as they are.
+    """
     load_config(name)
+    more: dict[str, Any] = {}
+    if quantize:
+        check_quantization()
+        more = {"quantization_config": _four_bits(dtype), "device_map": {"": device}}
     model = _reading(
         name,
         lambda: Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            model_folder(name), dtype=dtype, attn_implementation="sdpa", use_safetensors=True
+            model_folder(name), dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **more
         ),
     )
     tokens = model.generation_config
@@ -68,9 +99,30 @@ def load_base(name: str, dtype: torch.dtype, device: torch.device | str) -> Qwen
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id
     )
-    model.to(device)
+    if not quantize:
+        model.to(device)
     model.eval()
     return cast(Qwen2_5_VLForConditionalGeneration, model)
+
+
+def check_quantization() -> None:
+    """Raises ModelError where bitsandbytes is missing or does not work."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"quantize=4bit needs bitsandbytes, which cannot be loaded: {error}", hint="pip install 'qwenft[qlora]'"
+        ) from error
+
+
+def _four_bits(dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["visual", "lm_head"],  # the name is old: it holds for 4 bits too (transformers 5.24)
+    )
 
 
 def meta_model(config: Any) -> Qwen2_5_VLForConditionalGeneration:
@@ -111,13 +163,99 @@ def lora_modules(model: Any, part: str) -> list[str]:
     ]
 
 
-def load_adapter(base: Any, folder: Path) -> PeftModel:
-    """Put a trained adapter on its base, in eval mode.  Raises ModelError where it cannot be read."""
+def part_of(name: str) -> str:
+    """Which part a parameter belongs to, by its name; "" for none.
+
+    >>> part_of("base_model.model.model.visual.merger.mlp.0.lora_A.default.weight"), part_of("lm_head.weight")
+    ('merger', 'language')
+    """
+    return next((part for part, pattern in _PARTS.items() if pattern.search(name)), "")
+
+
+def trainable_model(base: Any, config: TrainConfig) -> Any:
+    """The base with what `config` lets learn: LoRA, or the weights of its parts."""
+    if config.method == "full":
+        return train_whole_parts(base, config.parts)
+    return add_lora(base, config.parts, config.rank, config.alpha, config.dropout)
+
+
+def train_whole_parts(model: Any, parts: Sequence[str]) -> Any:
+    """Let the weights of the named parts learn, in float32, and no other: full fine-tuning.
+
+    float32: AdamW's steps are smaller than what bfloat16 can tell apart.  Weights divided by ZeRO-3 stay as they are:
+    DeepSpeed keeps its own float32 copy.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in parts)
+        if parameter.requires_grad and not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.float()
+    return model
+
+
+def save_trained(model: Any, state: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write what was trained: a LoRA adapter in PEFT's form, or the changed weights.
+
+    state: the trainable parameters by name, whole (`trained_state` in train/engine.py).
+    """
+    if isinstance(model, PeftModel):
+        # "auto" would ask the hub whether the vocabulary grew; it does not here.
+        model.save_pretrained(str(folder), state_dict=dict(state), save_embedding_layers=False)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, str(folder / WEIGHTS_FILE))
+
+
+def read_trained(model: Any, folder: Path) -> dict[str, torch.Tensor]:
+    """What `save_trained` wrote, under the names of the model's parameters.  Raises ModelError if it does not fit."""
+    lora = isinstance(model, PeftModel)
+    saved = _reading_adapter(folder, lambda: load_file(str(folder / (ADAPTER_FILE if lora else WEIGHTS_FILE))))
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = {name: saved[name.replace(".default.", ".") if lora else name] for name in names}
+    if len(state) != len(saved):
+        raise ModelError(f"{folder} holds {len(saved)} tensors, the model trains {len(state)}")
+    return state
+
+
+def load_adapter(base: Any, folder: Path) -> Any:
+    """Put what was trained on its base, in eval mode: LoRA, or whole weights.  Raises ModelError if it cannot be read.
+
+    The model returned has `disable_adapter()`: inside that block the base model answers.
+    """
+    if not (folder / WEIGHTS_FILE).is_file():
+        return _reading_adapter(folder, lambda: PeftModel.from_pretrained(base, str(folder))).eval()
+    trained = _reading_adapter(folder, lambda: load_file(str(folder / WEIGHTS_FILE)))
+    parameters = dict(base.named_parameters())
+    if unknown := trained.keys() - parameters.keys():
+        raise ModelError(f"{folder / WEIGHTS_FILE} has weights that the model does not have: {min(unknown)}")
+    base.disable_adapter = partial(
+        _with, parameters, {name: parameters[name].detach().cpu().clone() for name in trained}
+    )
+    _put(parameters, trained)
+    return base.eval()
+
+
+def _reading_adapter(folder: Path, read: Callable[[], Any]) -> Any:
     try:
-        model = PeftModel.from_pretrained(base, str(folder))
-    except (OSError, ValueError, RuntimeError) as error:
+        return read()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the adapter {folder.absolute()} cannot be loaded: {error}") from error
-    return model.eval()
+
+
+@torch.no_grad()
+def _put(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    for name, value in values.items():
+        parameters[name].copy_(value)
+
+
+@contextmanager
+def _with(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Inside the block these weights hold."""
+    before = {name: parameters[name].detach().cpu().clone() for name in values}
+    _put(parameters, values)
+    try:
+        yield
+    finally:
+        _put(parameters, before)
 
 
 def base_contract(name: str, *, weights: bool = True, processor: Any = None) -> Contract:

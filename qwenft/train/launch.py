@@ -17,34 +17,46 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from qwenft.core.config import TrainConfig
-from qwenft.core.devices import Devices, choose_devices
-from qwenft.core.errors import FAMILY, DeviceError, QwenftError, RunError
+from qwenft.core.devices import ALONE, Devices, Machines, choose_devices
+from qwenft.core.errors import FAMILY, DeviceError, QwenftError, RunError, UsageError
 from qwenft.core.events import Emit, Event, PlainLines, ignore, waiting, warning
 from qwenft.core.files import write_json
 from qwenft.core.runs import Run, new_run
 from qwenft.core.samples import open_dataset
+from qwenft.train.preflight import check_packages
 from qwenft.train.resume import newest_checkpoint, plan_resumption, smaller_micro_batch
 
 _CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 POLL_S: Final = 0.1
-TAIL_LINES: Final = 15
+TAIL_LINES: Final = 60
 
 
 def train_adapter(
-    config: TrainConfig, *, root: Path | None = None, demo: bool = False, dry_run: bool = False, emit: Emit = ignore
+    config: TrainConfig,
+    *,
+    root: Path | None = None,
+    demo: bool = False,
+    dry_run: bool = False,
+    machines: Machines = ALONE,
+    emit: Emit = ignore,
 ) -> Run:
     """Train an adapter in a process of its own and return its run.
 
     root: where data/ and runs/ lie; None: the current folder.  demo: runs/latest stays where it points.
-    dry_run: ends after the `plan` event; the run returned has no folder.
+    dry_run: ends after the `plan` event; the run returned has no folder.  machines: this one among several, which share
+    root and are each given the same call; the run is written by the first.
     Raises the error that ended the worker; KeyboardInterrupt after a Ctrl-C that it ended cleanly by a checkpoint.
     """
     base = (root or Path.cwd()).absolute()
-    devices = choose_devices(config.gpus)
+    check_packages(config)
+    devices = replace(choose_devices(config.gpus), machines=machines)
     dataset = open_dataset(config.data, base)
     dataset.samples(dataset.train)  # a broken line is found before torch is loaded
-    order = _Order(config, dataset.path, new_run(base, config.name, dataset.name), devices, demo, dry_run)
-    return _carry_out(order, emit)
+    if machines.count > 1 and config.name is None:
+        raise UsageError("several machines need one name for their run", hint="--name first, the same on each")
+    # The first machine makes the folder; another may find it there already.
+    run = Run(base / "runs" / str(config.name)) if machines.number else new_run(base, config.name, dataset.name)
+    return _carry_out(_Order(config, dataset.path, run, devices, demo, dry_run), emit)
 
 
 def resume_training(
@@ -53,6 +65,7 @@ def resume_training(
     *,
     root: Path | None = None,
     dry_run: bool = False,
+    machines: Machines = ALONE,
     emit: Emit = ignore,
     **options: object,
 ) -> Run:
@@ -64,7 +77,8 @@ def resume_training(
     ModelError where data set or base model changed, and what train_adapter raises.
     """
     base = (root or Path.cwd()).absolute()
-    plan = plan_resumption(run, overrides, options, base)
+    plan = plan_resumption(run, overrides, options, base, machines)
+    check_packages(plan.config)
     order = _Order(
         plan.config, plan.dataset.path, plan.run, plan.devices, demo=False, dry_run=dry_run, resume=True,
         aloud=plan.aloud,
@@ -136,6 +150,8 @@ class _Worker:
     def __init__(self, job: Path, channel: Path, order: _Order, emit: Emit) -> None:
         self.channel = channel
         self.run = order.run
+        number = order.devices.machines.number
+        self.log = self.run.path / f"train.{number}.log" if number else self.run.log
         self.emit = emit
         self.error: QwenftError | None = None
         self.out_of_memory = False
@@ -152,12 +168,13 @@ class _Worker:
             self._take(event)
         # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then stops the worker in order.
         self.process = subprocess.Popen(
-            _command(job, order.devices),
+            _command(job, order),
             env={
                 **os.environ,
                 **order.devices.environment(),
-                "PYTHONUNBUFFERED": "1",
-                "TOKENIZERS_PARALLELISM": "false",
+                **deepspeed_environment(order.devices),
+                **_QUIET,
+                PARENT: str(os.getpid()),
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -227,11 +244,11 @@ class _Worker:
         if self._log_is_broken or not self.run.path.is_dir():
             return
         try:
-            with self.run.log.open("a", encoding="utf-8") as file:
+            with self.log.open("a", encoding="utf-8") as file:
                 file.write("".join(f"{text}\n" for text in self._pending))
         except OSError as error:
             self._log_is_broken = True
-            self.emit(warning(f"{self.run.log} cannot be written: {error.strerror}; the training goes on"))
+            self.emit(warning(f"{self.log} cannot be written: {error.strerror}; the training goes on"))
         self._pending.clear()
 
     def _stop(self, number: signal.Signals) -> None:
@@ -277,11 +294,30 @@ class _Worker:
         )
 
 
-def _command(job: Path, devices: Devices) -> list[str]:
+_QUIET: Final = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+PARENT: Final = "QWENFT_PARENT"
+"""Names this process to workers behind torch's launcher: they are not its children and would not see it go."""
+
+
+def deepspeed_environment(devices: Devices) -> dict[str, str]:
+    """What DeepSpeed must be told before it is imported, which accelerate does wherever it is installed.
+
+    Nothing is compiled, the device is known, and its checkpoints are read without pickle's power to run code.
+    """
+    return {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": devices.kind, "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
+
+
+def _command(job: Path, order: _Order) -> list[str]:
     worker = ["-m", "qwenft.train.worker", str(job)]
-    if devices.processes == 1:
+    devices, machines = order.devices, order.devices.machines
+    if devices.world == 1 and order.config.engine == "ddp":
         return [sys.executable, *worker]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={devices.processes}"]
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={devices.processes}"]
+    if machines.count == 1:
+        launcher.append("--standalone")
+    else:  # static: ranks follow the machines' numbers, so that the first process is on the first machine
+        launcher += [f"--nnodes={machines.count}", f"--node_rank={machines.number}"]
+        launcher += ["--rdzv_backend=static", f"--rdzv_endpoint={machines.meeting}"]
     return [sys.executable, *launcher, *worker]
 
 

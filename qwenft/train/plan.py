@@ -49,7 +49,7 @@ def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract,
     Memory is an estimate for one device; its assumptions stand beside it.
     """
     samples = dataset.samples(dataset.train)
-    updates = planned_updates(config, len(samples), devices.processes)
+    updates = planned_updates(config, len(samples), devices.world)
     tokens = image_tokens(samples, contract)
     model_config = load_config(config.model)
     scope = lora_scope(config, model_config)
@@ -70,7 +70,7 @@ def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract,
         "devices": devices.mapping(),
         "batch": {
             "batch_size": config.batch_size,
-            "devices": devices.processes,
+            "devices": devices.world,
             "accumulation": config.accumulation,
             "effective": updates.samples_per_update,
         },

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from qwenft.core.config import TrainConfig, load_config
-from qwenft.core.devices import Devices, choose_devices
+from qwenft.core.devices import ALONE, Devices, Machines, choose_devices
 from qwenft.core.errors import ConfigError, DataError, ModelError, RunError, UsageError
 from qwenft.core.events import Event, note, warning
 from qwenft.core.runs import Run, all_runs, open_run
@@ -35,12 +35,14 @@ class Resumption:
     """What a person should know."""
 
 
-def plan_resumption(run: str | None, overrides: Iterable[str], options: Mapping[str, Any], root: Path) -> Resumption:
+def plan_resumption(
+    run: str | None, overrides: Iterable[str], options: Mapping[str, Any], root: Path, machines: Machines = ALONE
+) -> Resumption:
     """Find out how a run goes on.  run: a name or path; None: the newest that has not finished.
 
     Raises RunError for one that is finished, in work or not there, ConfigError for a setting that would change it.
     """
-    chosen = _unfinished(run, root)
+    chosen = _unfinished(run, root, first=machines.number == 0)
     before = load_config(chosen.config)
     config = load_config(chosen.config, overrides, **options)
     changed = {key: value for key, value in config.model_dump().items() if value != getattr(before, key)}
@@ -51,7 +53,7 @@ def plan_resumption(run: str | None, overrides: Iterable[str], options: Mapping[
             f"{', '.join(sorted(FREE))}, and batch_size with accumulation",
             hint=f"qwenft train --resume {chosen.name}, or a new run with other settings",
         )
-    devices = choose_devices(config.gpus)
+    devices = replace(choose_devices(config.gpus), machines=machines)
     dataset = open_dataset(config.data, root)
     num_samples = len(dataset.samples(dataset.train))  # a broken line is found before torch is loaded
     config, aloud = _same_updates(chosen, before, config, devices, num_samples)
@@ -59,7 +61,7 @@ def plan_resumption(run: str | None, overrides: Iterable[str], options: Mapping[
     return Resumption(chosen, config, devices, dataset, (*torn, *aloud))
 
 
-def _unfinished(name: str | None, root: Path) -> Run:
+def _unfinished(name: str | None, root: Path, *, first: bool) -> Run:
     if name is None:
         waiting = [run for run in all_runs(root) if not run.finished]
         if not waiting:
@@ -72,7 +74,7 @@ def _unfinished(name: str | None, root: Path) -> Run:
         run = Run(run.path.resolve())
     if run.finished:
         raise RunError(f"the run {run.path} is finished", hint=f"qwenft eval --run {run.name} --baseline")
-    if run.held:
+    if run.held and first:  # on another machine it is the first one that holds it
         raise RunError(
             f"the run {run.path} is being trained right now", hint=f"qwenft runs {run.name}, or tail -f {run.log}"
         )
@@ -86,12 +88,12 @@ def _same_updates(
 ) -> tuple[TrainConfig, list[Event]]:
     """Hold that every update keeps its samples, with another number of processes too; say what changes."""
     plan = first_plan(run.read_events())
-    batch = plan["batch"] if plan else {"devices": devices.processes, **before.model_dump(include=set(MICRO))}
+    batch = plan["batch"] if plan else {"devices": devices.world, **before.model_dump(include=set(MICRO))}
     was = (batch["batch_size"], batch["devices"], batch["accumulation"])
-    wanted, micro = math.prod(was), config.batch_size * devices.processes
-    if was[1] != devices.processes and config.accumulation == was[2] and wanted % micro == 0:
+    wanted, micro = math.prod(was), config.batch_size * devices.world
+    if was[1] != devices.world and config.accumulation == was[2] and wanted % micro == 0:
         config = config.model_copy(update={"accumulation": wanted // micro})
-    now = (config.batch_size, devices.processes, config.accumulation)
+    now = (config.batch_size, devices.world, config.accumulation)
     if was == now:
         return config, []
     counts = [

@@ -16,7 +16,9 @@ from qwenft.core.errors import RunError
 from qwenft.core.events import Emit
 from qwenft.core.files import replace_folder
 from qwenft.core.runs import Contract, Run
+from qwenft.model.load import save_trained
 from qwenft.train.checkpoints import complete_checkpoints
+from qwenft.train.engine import trained_state
 
 UNWRITABLE: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
@@ -73,11 +75,12 @@ class BestAdapter:
         if self.value is not None and (value is None or value < self.value):
             return
         self.step, self.value = step, value
+        state = trained_state(self.model)
         if self.is_first:
             staged = self.run.path / ".adapter.partial"
             with writing(f"the adapter of step {step}", self.run, staged):
                 shutil.rmtree(staged, ignore_errors=True)
-                self.model.save_pretrained(staged, save_embedding_layers=False)
+                save_trained(self.model, state, staged)
                 self.contract.write(staged)
                 replace_folder(staged, self.run.adapter)
         self.report({"event": "adapter", "step": step, "value": value, "path": str(self.run.adapter)})

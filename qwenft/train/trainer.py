@@ -3,16 +3,18 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from accelerate.utils.fsdp_utils import save_fsdp_optimizer
 from torch import distributed
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
 from qwenft.core.config import TrainConfig
 from qwenft.core.errors import DeviceError, RunError
@@ -21,9 +23,12 @@ from qwenft.core.predictions import Prediction, Question
 from qwenft.core.runs import Contract, Run
 from qwenft.core.samples import PreparedDataset, Sample
 from qwenft.evaluate.score import headline, score_predictions
+from qwenft.model.load import read_trained, save_trained
 from qwenft.predict.generate import Predictor
 from qwenft.train import checkpoints
 from qwenft.train.batches import IDS
+from qwenft.train.engine import take_state, trained_state, whole_model
+from qwenft.train.launch import PARENT
 from qwenft.train.plan import stops
 from qwenft.train.saving import BEST, is_stalled, link_copy, writing
 from qwenft.train.watch import MicroBatch, Watch
@@ -35,6 +40,8 @@ class StopRequest:
 
     signal: int = 0
     _parent: int = field(default_factory=os.getppid)
+    _launcher: int = field(default_factory=lambda: int(os.environ.get(PARENT, "0")))
+    """Behind torch's launcher: the process that started that one."""
 
     def listen(self) -> None:
         """Catch both signals from now on."""
@@ -46,7 +53,7 @@ class StopRequest:
 
     def requested(self) -> int:
         """The signal's number, or 0."""
-        if not self.signal and os.getppid() != self._parent:
+        if not self.signal and (os.getppid() != self._parent or not _is_there(self._launcher)):
             self.signal = signal.SIGTERM
         return self.signal
 
@@ -58,6 +65,14 @@ class StopRequest:
         distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
         self.signal = int(flag.item())
         return self.signal
+
+
+def _is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # 0: nobody to ask for, and no signal sent
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @dataclass
@@ -79,10 +94,11 @@ class Examiner:
         mine = [Question.of(sample, self.dataset.path) for sample in self.samples[rank::world]]
         answers = []
         try:
-            for answer in self.predictor.answer(mine, emit=self.report):
-                answers.append(answer)
-                if world == 1 and self.stop.requested():  # several processes must all come to the same end
-                    return None
+            with whole_model(self.predictor.model), _same_chance():
+                for answer in self.predictor.answer(mine, emit=self.report):
+                    answers.append(answer)
+                    if world == 1 and self.stop.requested():  # several processes must all come to the same end
+                        return None
         except torch.cuda.OutOfMemoryError as error:
             raise DeviceError(
                 f"out of GPU memory while measuring: {error}", hint="qwenft train eval_samples=0"
@@ -98,6 +114,14 @@ class Examiner:
         self.evals.append(event)
         self.report(event)
         return value
+
+
+@contextmanager
+def _same_chance() -> Iterator[None]:
+    """What is drawn inside the block changes nothing outside: a run with fewer evaluations drops out the same."""
+    on_gpu = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(on_gpu):
+        yield
 
 
 def _rank_and_world() -> tuple[int, int]:
@@ -153,10 +177,26 @@ class AdapterTrainer(Trainer):
         self._load_from_checkpoint(str(checkpoint))
         self.state.global_step = checkpoints.step_of(checkpoint)
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what is trained, whole, whatever the engine; all processes come here together."""
+        state = trained_state(cast(torch.nn.Module, self.model))
         if self.args.should_save:
-            # "auto" would ask the hub whether the vocabulary grew; it does not here.
-            cast(PeftModel, self.model).save_pretrained(str(output_dir), save_embedding_layers=False)
+            save_trained(self.model, state, Path(str(output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        module = cast(torch.nn.Module, self.model)
+        take_state(module, read_trained(module, Path(resume_from_checkpoint)))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        # The Trainer would write the model a second time here, with its frozen weights.
+        save_fsdp_optimizer(
+            self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir
+        )
+        if self.args.should_save:
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step

@@ -20,7 +20,7 @@ from transformers import TrainingArguments, set_seed
 
 from qwenft import __version__
 from qwenft.core.config import TrainConfig, make_config, to_yaml
-from qwenft.core.devices import Devices
+from qwenft.core.devices import Devices, Machines
 from qwenft.core.errors import DeviceError, ModelError, QwenftError, RunError
 from qwenft.core.events import Event, warning
 from qwenft.core.files import to_line, write_whole
@@ -30,12 +30,21 @@ from qwenft.evaluate.run import spread
 from qwenft.model.attention import enable_fast_vision
 from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import Encoder, TrainingData
-from qwenft.model.load import add_lora, base_contract, load_base, load_processor, quiet_libraries, weights_hash
+from qwenft.model.load import (
+    base_contract,
+    load_base,
+    load_processor,
+    quiet_libraries,
+    trainable_model,
+    weights_hash,
+)
 from qwenft.predict.generate import Predictor
 from qwenft.train.batches import NamedData, collate_named
 from qwenft.train.card import write_card, write_curves
 from qwenft.train.checkpoints import complete_checkpoints, step_of
+from qwenft.train.engine import engine_arguments, start_deepspeed, with_precision
 from qwenft.train.plan import make_plan
+from qwenft.train.preflight import check_shared, preflight
 from qwenft.train.resume import check_same, events_until, first_plan
 from qwenft.train.saving import UNWRITABLE, BestAdapter, is_stalled, unwritten
 from qwenft.train.trainer import AdapterTrainer, Conductor, Examiner, StopRequest
@@ -76,7 +85,13 @@ class Job:
             make_config(value["config"], "the parent"),
             Path(value["data"]),
             Run(Path(value["run"])),
-            Devices(devices["kind"], devices["processes"], tuple(devices["ids"]), tuple(devices["names"])),
+            Devices(
+                devices["kind"],
+                devices["processes"],
+                tuple(devices["ids"]),
+                tuple(devices["names"]),
+                machines=Machines(**devices["machines"]),
+            ),
             Path(value["channel"]),
             value["demo"],
             value["dry_run"],
@@ -166,9 +181,11 @@ def _work(job: Job, stop: StopRequest) -> int:
     if job.dry_run:
         job.report(plan)
         return 0
+    preflight(config, job.devices)
     kept = events_until(before, job.checkpoint)
     if job.is_first:
         job.lock = _go_on(job, plan, kept) if job.resume else _make_folder(job, dataset)
+    check_shared(job.run, plan, job.devices)
     if not job.resume:
         job.report(plan)
     model_folder(config.model, emit=job.report)  # a download shows its progress
@@ -265,7 +282,8 @@ def _check_contract(job: Job, before: Contract, now: Contract) -> None:
 def trained_contract(base: Contract, config: TrainConfig, dataset: PreparedDataset) -> Contract:
     """The contract of the adapter that this run makes."""
     samples = dataset.samples(dataset.train)
-    packages = ("torch", "transformers", "peft", "accelerate")
+    packages = ["torch", "transformers", "peft", "accelerate"]
+    packages += ["deepspeed"] * (config.engine == "deepspeed") + ["bitsandbytes"] * (config.quantize is not None)
     versions = {name: importlib.metadata.version(name) for name in packages}
     versions |= {"qwenft": __version__, "python": platform.python_version()}
     return replace(
@@ -273,6 +291,7 @@ def trained_contract(base: Contract, config: TrainConfig, dataset: PreparedDatas
         weights_sha256=weights_hash(model_folder(config.model)),
         tasks=tuple(sorted({sample.task for sample in samples})),
         data=dataset.name,
+        quantize=config.quantize,
         pictures=tuple(sorted({sample.picture for sample in samples})),
         versions=versions,
     )
@@ -304,12 +323,14 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
     config = job.config
     arguments = training_arguments(job, plan["updates"]["total"])
     dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    if config.engine == "deepspeed":
+        start_deepspeed(job.devices.kind)
     set_seed(config.seed)
-    base = load_base(config.model, dtype, arguments.device)
-    if config.fast and (why := enable_fast_vision(base)):
+    base = load_base(config.model, dtype, arguments.device, config.quantize)
+    if config.fast and (why := _divided_at_once(config) or enable_fast_vision(base)):
         job.report(warning(f"the fast vision tower is off: {why}"))
     base.model.language_model.config.use_cache = False
-    model = add_lora(base, config.parts, config.rank, config.alpha, config.dropout)
+    model = trainable_model(base, config)
     encoder = Encoder(load_processor(config.model), contract)
     examiner = _examiner(job, dataset, Predictor(model, encoder, fast=config.fast), stop)
     best = BestAdapter(job.run, job.report, job.is_first, model, contract)
@@ -340,6 +361,12 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
     return Session(trainer, conductor, examiner, best, updates["total"])
 
 
+def _divided_at_once(config: TrainConfig) -> str:
+    """Why the vision tower cannot be probed, if it cannot."""
+    zero3 = config.engine == "deepspeed" and config.zero_stage == 3
+    return "ZeRO-3 divides its weights as they are read" if zero3 else ""
+
+
 def _silence(trainer: AdapterTrainer) -> None:
     from transformers import PrinterCallback, ProgressCallback
 
@@ -361,10 +388,10 @@ def training_arguments(job: Job, total: int) -> TrainingArguments:
     if on_gpu and not torch.cuda.is_available():
         raise DeviceError("a GPU is there, but this torch cannot use it", hint="nvidia-smi; or --gpus cpu")
     schedules = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(job.run.checkpoints / ".staging"),
         use_cpu=not on_gpu,
-        ddp_backend="gloo" if job.devices.processes > 1 and not on_gpu else None,
+        ddp_backend="gloo" if job.devices.world > 1 and not on_gpu else None,
         ddp_find_unused_parameters=False,
         bf16=config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu),
         seed=config.seed,
@@ -378,7 +405,7 @@ def training_arguments(job: Job, total: int) -> TrainingArguments:
         warmup_steps=int(config.warmup * total),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
-        activation_checkpointing=config.checkpointing,
+        **engine_arguments(config),
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",  # Conductor says when
@@ -390,6 +417,7 @@ def training_arguments(job: Job, total: int) -> TrainingArguments:
         run_name=job.run.name,
         disable_tqdm=True,
     )
+    return with_precision(arguments)
 
 
 def _finish(job: Job, evals: list[dict[str, Any]], best: BestAdapter, done: dict[str, Any]) -> None:
