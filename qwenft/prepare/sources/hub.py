@@ -1,6 +1,5 @@
 """Data sets of the hub or in its layout, read through `datasets`; only the splits asked for are fetched."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,20 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qwenft.core.errors import DataError, HubError, nearest
-from qwenft.core.events import Emit, ignore, note, progress, warning
-from qwenft.core.hub import (
-    MIRROR,
-    PROBE_TIMEOUT_S,
-    PUBLIC_HUB,
-    SCRIPTS_HINT,
-    HubAccess,
-    byte_meter,
-    hub_errors,
-    offline,
-    open_hub,
-    quiet_libraries,
-)
+from qwenft.core.events import Emit, ignore, note, warning
+from qwenft.core.hub import PROBE_TIMEOUT_S, SCRIPTS_HINT, HubAccess, hub_errors, offline, open_hub, quiet_libraries
 from qwenft.prepare.rows import WHOLE
+from qwenft.prepare.sources.hubfiles import RemoteTable, Repository, Sizes, fetch, free_bytes, is_sound, missing_of
 from qwenft.prepare.sources.parquet import ParquetTable
 
 if TYPE_CHECKING:
@@ -58,6 +47,7 @@ def load_hub(
     config: str | None = None,
     revision: str | None = None,
     splits: Sequence[str] = (),
+    limit: int | None = None,
     endpoint: str | None = None,
     send_token: bool = False,
     emit: Emit = ignore,
@@ -65,6 +55,8 @@ def load_hub(
     """Fetch a data set of the hub into its usual cache and open it.
 
     dataset_id: `owner/name`.  splits: only these (empty: all), and only their files are fetched.
+    limit: no more rows of each split will be read, so parquet files are fetched one at a time; they are also where the
+    disk would not hold all of them, and then each leaves the cache again once it was read.
     endpoint, send_token: as in `open_hub`.  With HF_HUB_OFFLINE=1 the cache alone is read.
     Raises HubError for everything that a hub, the way to it, or the cache can do, and for an unknown configuration,
     split or revision.
@@ -72,14 +64,43 @@ def load_hub(
     access = open_hub(endpoint, send_token=send_token)
     with hub_errors(dataset_id, access, revision=revision), _library_errors(dataset_id):
         if offline():
-            return _load_cached(_Repository(dataset_id, revision or "", access), config, splits, emit)
+            return _load_cached(Repository(dataset_id, revision or "", access), config, splits, emit)
         sizes = _ask(dataset_id, revision, access)
         # The prefix keeps `datasets` from taking a local folder of that name.
         layout = _Layout.found(f"hf://datasets/{dataset_id}", config, revision, access)
         wanted = layout.choose(splits)
+        repo = Repository(dataset_id, layout.commit, access)
         names = [name for split in wanted for name in layout.files[split]]
-        _fetch(_Repository(dataset_id, layout.commit, access), names, sizes, emit)
+        give_back = _too_large(repo, names, sizes, emit)
+        if (give_back or limit) and all(name.endswith(".parquet") and name in sizes for name in names):
+            return layout.open_one_by_one(repo, wanted, sizes, give_back=give_back, emit=emit)
+        if give_back:
+            raise _no_room(dataset_id, repo, names, sizes)
+        fetch(repo, names, sizes, emit)
         return layout.open(wanted, emit)
+
+
+def _too_large(repo: Repository, names: Sequence[str], sizes: Sizes, emit: Emit) -> bool:
+    """Whether the files and, once more, their pictures in the prepared data set would not fit on the disk."""
+    needed, free = sum(sizes[name][0] for name in missing_of(repo, names, sizes)), free_bytes()
+    if 2 * needed <= free:
+        return False
+    emit(
+        note(
+            f"{needed / 1e9:.3g} GB to fetch, and as much for the pictures taken from it, do not fit into "
+            f"{free / 1e9:.3g} GB: each file is fetched when its rows are read, and then leaves the cache"
+        )
+    )
+    return True
+
+
+def _no_room(dataset_id: str, repo: Repository, names: Sequence[str], sizes: Sizes) -> HubError:
+    needed = sum(sizes[name][0] for name in missing_of(repo, names, sizes))
+    return HubError(
+        f"{dataset_id} is not parquet, so it cannot be read a file at a time; all of it is {needed / 1e9:.3g} GB, "
+        f"the disk has {free_bytes() / 1e9:.3g} GB",
+        hint=f"HF_HOME=/a/larger/disk, fewer splits (--split), or the hub's conversion: {SCRIPTS_HINT}",
+    )
 
 
 def load_folder(path: Path, splits: Sequence[str] = (), *, config: str | None = None, emit: Emit = ignore) -> HubData:
@@ -178,6 +199,17 @@ class _Layout:
         files = {split: self.files.get(split, ()) for split in opened}
         return HubData(opened, self.commit, self.access.endpoint, files)
 
+    def open_one_by_one(
+        self, repo: Repository, wanted: tuple[str, ...], sizes: Sizes, *, give_back: bool, emit: Emit
+    ) -> HubData:
+        """Tables whose files are fetched as their rows are read."""
+        info, stated = self.builder.info, dict(self.builder.info.splits or {})
+        tables: dict[str, Any] = {}
+        for split in wanted:
+            count = stated[split].num_examples if split in stated else None
+            tables[split] = RemoteTable(repo, self.files[split], sizes, info.features, count, give_back, emit)
+        return HubData(tables, self.commit, self.access.endpoint, {split: self.files[split] for split in wanted})
+
     def _as_they_lie(self, wanted: tuple[str, ...]) -> dict[str, Any]:
         """Tables that are read straight from their files; empty where not all of them are parquet, and here."""
         opened = {}
@@ -250,69 +282,7 @@ def _choose(source: str, known: Iterable[str], splits: Sequence[str]) -> tuple[s
     return tuple(name for name in names if not splits or name in splits)
 
 
-@dataclass(frozen=True, slots=True)
-class _Repository:
-    dataset_id: str
-    commit: str
-    access: HubAccess
-
-
-def _fetch(repo: _Repository, names: Iterable[str], sizes: Mapping[str, tuple[int, str]], emit: Emit) -> None:
-    """Bring files into the cache, where `datasets` then finds them: so there is progress, and a check of each."""
-    from huggingface_hub import try_to_load_from_cache
-
-    known = [name for name in dict.fromkeys(names) if name in sizes]
-    missing = []
-    for name in known:
-        stored = try_to_load_from_cache(repo.dataset_id, name, revision=repo.commit, repo_type="dataset")
-        if not isinstance(stored, str) or not _sound(Path(stored), ""):
-            missing.append(name)
-    total, done = sum(sizes[name][0] for name in missing), 0
-    if missing:
-        text = f"fetching {len(missing)} of {len(known)} files, {total / 1e6:.1f} MB, from {repo.access.endpoint}"
-        emit(note(text))
-    for name in missing:
-        _fetch_file(repo, name, sizes[name][1], byte_meter(done, total, emit))
-        done += sizes[name][0]
-        emit(progress("fetch", done, total))
-
-
-def _fetch_file(repo: _Repository, name: str, sha256: str, meter: type[Any]) -> None:
-    """Fetch one file; what arrives other than the hub says it is, is fetched once more."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=repo.access.endpoint, token=repo.access.token)
-    for _ in range(2):
-        stored = api.hf_hub_download(repo.dataset_id, name, repo_type="dataset", revision=repo.commit, tqdm_class=meter)
-        if _sound(Path(stored), sha256):
-            return
-        Path(stored).resolve().unlink()  # the blob; then the link to it
-        Path(stored).unlink(missing_ok=True)
-    raise HubError(
-        f"{name} of {repo.dataset_id} arrived broken twice from {repo.access.endpoint}",
-        hint=f"ask another endpoint: --hf-endpoint {MIRROR if repo.access.endpoint == PUBLIC_HUB else PUBLIC_HUB}",
-    )
-
-
-def _sound(path: Path, sha256: str) -> bool:
-    """Whether a file is what the hub says (by hash, where it was just fetched), and a parquet file opens."""
-    if sha256:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                return False
-    if path.suffix != ".parquet":
-        return True
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        parquet.read_metadata(path)
-    except (pyarrow.ArrowInvalid, OSError):
-        return False
-    return True
-
-
-def _load_cached(repo: _Repository, config: str | None, splits: Sequence[str], emit: Emit) -> HubData:
+def _load_cached(repo: Repository, config: str | None, splits: Sequence[str], emit: Emit) -> HubData:
     """HF_HUB_OFFLINE=1: the files that the cache holds, opened as the folder they are."""
     from huggingface_hub import snapshot_download
 
@@ -355,7 +325,7 @@ def _stated_splits(folder: Path, config: str | None) -> tuple[dict[str, list[str
 def _load_file(path: Path, splits: Sequence[str]) -> HubData:
     name = split_of(path)
     _choose(str(path), [name], splits)
-    if not _sound(path, ""):
+    if not is_sound(path, ""):
         raise DataError(f"{path} is no whole parquet file", hint="was its download or copy interrupted?")
     return HubData({name: ParquetTable([path])}, "", "", {name: (path.name,)})
 

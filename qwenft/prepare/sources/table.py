@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from qwenft.core.errors import DataError
 from qwenft.core.events import Emit
@@ -14,7 +14,10 @@ from qwenft.prepare.sources.records import PEEKED, unused_note
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from qwenft.prepare.sources.hubfiles import RemoteTable
     from qwenft.prepare.sources.parquet import ParquetTable
+
+    Table: TypeAlias = Dataset | ParquetTable | RemoteTable
 
 SAVED: Final = ("dataset_dict.json", "state.json")
 """What `save_to_disk` leaves."""
@@ -60,6 +63,7 @@ def open_hub(
         config=config,
         revision=revision,
         splits=request.splits,
+        limit=request.limit,
         endpoint=endpoint,
         send_token=send_token,
         emit=emit,
@@ -71,18 +75,19 @@ def open_hub(
 def make_source(
     kind: str,
     about: Mapping[str, Any],
-    tables: "Mapping[str, Dataset | ParquetTable]",
+    tables: "Mapping[str, Table]",
     request: Request,
     folder: Path | None,
 ) -> Source:
     """Tell the columns from the features and the first rows.  Pictures stay undecoded: their own bytes are kept."""
-    if not tables or not any(len(table) for table in tables.values()):
+    first = [row for table in tables.values() for row in _head(table)]
+    if not first:
         raise DataError(f"{about.get('id') or about.get('path')} has no rows")
-    first = [row for table in tables.values() for row in islice(table, PEEKED)]
     features = next(iter(tables.values())).features
     names = _names(features)
     layout = find_layout(first, request.columns, request.task, str(about.get("id") or about.get("path")), names)
-    total = sum(min(len(table), request.limit or len(table)) for table in tables.values())
+    known = [len(table) for table in tables.values() if hasattr(table, "__len__")]
+    total = sum(min(count, request.limit or count) for count in known) if len(known) == len(tables) else None
     one_query = layout.columns.get("query") != "answer"
     return Source(
         kind=kind,
@@ -92,6 +97,13 @@ def make_source(
         total=total if one_query else None,
         notes=unused_note(layout),
     )
+
+
+def _head(table: "Table") -> list[dict[str, Any]]:
+    """The first rows, which tell the columns; nothing that is fetched for them is fetched again."""
+    from qwenft.prepare.sources.hubfiles import RemoteTable
+
+    return table.head(PEEKED) if isinstance(table, RemoteTable) else list(islice(table, PEEKED))
 
 
 def _names(feature: Any) -> Sequence[str]:
@@ -107,9 +119,7 @@ def _names(feature: Any) -> Sequence[str]:
     return next((found for found in map(_names, inner) if found), ())
 
 
-def _rows(
-    tables: "Mapping[str, Dataset | ParquetTable]", layout: Layout, request: Request, folder: Path | None
-) -> Iterator[Row]:
+def _rows(tables: "Mapping[str, Table]", layout: Layout, request: Request, folder: Path | None) -> Iterator[Row]:
     image = layout.columns["image"]
     folders = (folder, folder / "images") if folder else ()
     for split, table in tables.items():
