@@ -94,7 +94,7 @@ def test_a_task_that_is_not_there_is_left_out() -> None:
     assert score_predictions([], []) == {
         "n": 0,
         "parse_rate": None,
-        "statuses": {"ok": 0, "salvaged": 0, "empty": 0, "unparsable": 0},
+        "statuses": {"ok": 0, "salvaged": 0, "empty": 0, "unparsable": 0, "error": 0},
     }
 
 

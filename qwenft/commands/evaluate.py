@@ -1,20 +1,33 @@
-"""`qwenft eval`: a run, a base model or a file of answers is scored."""
+"""`qwenft eval`: a run, a base model, a file of answers or two runs side by side are scored."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwenft.commands.options import LOADING, Batch, Data, Debug, Gpus, Json, RunName, open_screen
+from qwenft.commands.options import LOADING, Batch, Debug, Gpus, Json, RunName, open_screen
+from qwenft.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwenft.ui import Screen
 
 
 def evaluate(
     run: RunName = None,
-    data: Data = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="Prepared data set: a folder, or its name under data/; may be given several times."
+        ),
+    ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Default: the held-out split.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Score this base model in place of a run.")] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="Score the base model too, and the difference.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most N samples, evenly over the split.")] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--compare", metavar="RUN RUN", help="Two evaluated runs: the second's figures less the first's."),
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Score this file of answers; no model is read.")
     ] = None,
@@ -27,29 +40,64 @@ def evaluate(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Score a run, a base model or a file of answers on a prepared data set.
+    """Score a run, a base model or a file of answers on prepared data; figures and report.html lie below the run.
 
     Example: qwenft eval --run my-run --split test --baseline
     """
     with open_screen() as screen:
-        if predictions is not None:
-            from qwenft.core.samples import open_dataset
-            from qwenft.evaluate.existing import evaluate_predictions
+        if compare is not None:
+            _compare(screen, compare, json=json)
+        elif predictions is not None:
+            _score_file(screen, predictions, data or [], split, references, json=json)
+        else:
+            screen.wait(LOADING)
+            from qwenft.evaluate.run import evaluate_data
 
-            prepared = None if references else open_dataset(data)
-            metrics = evaluate_predictions(predictions, data=prepared, split=split, references=references)
-            screen.result(metrics) if json else screen.scores(metrics)
-            return
-        screen.wait(LOADING)
-        from qwenft.evaluate.run import evaluate_run
+            results = evaluate_data(
+                run, data=data or [None], split=split, model=model, baseline=baseline, limit=limit,
+                batch_size=batch_size, gpus=gpus, emit=screen.emit,
+            )  # fmt: skip
+            values = [result.to_json() for result in results]
+            if json:
+                screen.result(values[0] if len(values) == 1 else {"evaluations": values})
+                return
+            _show(screen, values)
+            screen.hint(f'qwenft predict image.jpg "find the dog"{f" --run {run}" if run else ""}')
 
-        result = evaluate_run(
-            run, data=data, split=split, model=model, baseline=baseline, limit=limit, batch_size=batch_size, gpus=gpus,
-            emit=screen.emit,
-        )  # fmt: skip
-        if json:
-            screen.result(result.to_json())
-            return
-        screen.scores(result.metrics)
-        screen.emit({"event": "note", "text": f"written: {result.folder}"})
-        screen.hint(f'qwenft predict image.jpg "find the dog"{f" --run {run}" if run else ""}')
+
+def _compare(screen: "Screen", runs: tuple[str, str], *, json: bool) -> None:
+    from qwenft.evaluate.existing import compare_runs
+
+    found = compare_runs(*runs)
+    if json:
+        screen.result({"comparisons": found})
+    else:
+        _show(screen, found)
+
+
+def _score_file(
+    screen: "Screen", predictions: Path, data: list[str], split: str | None, references: Path | None, *, json: bool
+) -> None:
+    from qwenft.core.samples import open_dataset
+    from qwenft.evaluate.existing import evaluate_predictions
+
+    if len(data) > 1:
+        raise UsageError(
+            "one file of answers is scored on one data set", hint=f"qwenft eval --predictions {predictions} --data …"
+        )
+    prepared = None if references else open_dataset(data[0] if data else None)
+    metrics = evaluate_predictions(predictions, data=prepared, split=split, references=references)
+    if json:
+        screen.result(metrics)
+    else:
+        screen.scores(metrics)
+
+
+def _show(screen: "Screen", evaluations: list[dict[str, object]]) -> None:
+    """One evaluation as it always is, several in one table."""
+    from qwenft.evaluate.table import score_rows
+
+    if len(evaluations) == 1:
+        screen.scores(evaluations[0])
+    else:
+        screen.table("", *score_rows(*evaluations))

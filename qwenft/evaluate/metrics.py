@@ -13,15 +13,13 @@ The readings chosen here are the strict ones:
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
-from qwenft.core.answer import Status
 from qwenft.core.boxes import Box, iou
-from qwenft.core.predictions import Detected, Prediction, PredictionStatus, Question
+from qwenft.core.predictions import STATUSES, Detected, Prediction, PredictionStatus, Question
 from qwenft.core.samples import Sample
 
-STATUSES: Final[tuple[Status, ...]] = get_args(Status)
-READABLE: Final = frozenset(STATUSES) - {"unparsable"}
+READABLE: Final = frozenset(STATUSES) - {"unparsable", "error"}
 
 
 def share(part: float, whole: float) -> float | None:
@@ -30,7 +28,7 @@ def share(part: float, whole: float) -> float | None:
 
 
 def answer_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Count answers: `n`, `parse_rate` (every status but unparsable) and the number of each status."""
+    """Count answers: `n`, `parse_rate` (those that are READABLE) and the number of each status."""
     statuses = {status: sum(p.status == status for p in predictions) for status in STATUSES}
     readable = sum(count for status, count in statuses.items() if status in READABLE)
     return {"n": len(predictions), "parse_rate": share(readable, len(predictions)), "statuses": statuses}

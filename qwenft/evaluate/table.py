@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from qwenft.core.answer import Task
+from qwenft.core.events import printable
 from qwenft.core.samples import TASKS
 
 _FIGURES: Final[Mapping[Task, Sequence[tuple[str, ...]]]] = {
@@ -79,18 +80,19 @@ def _interval(scores: Mapping[str, Any] | None, path: Sequence[str]) -> Mapping[
 def score_rows(*evaluations: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the table that `eval` shows: its content is that of metrics.json, rounded.
 
-    With a baseline: base, adapter and their difference with its 95 % interval; else the score with its own; beside them
-    the constant box, if any.  Several evaluations: one below the other, each row with the name of its data.
+    With a baseline: base, adapter (or `names`, of two runs) and their difference with its 95 % interval; else the score
+    with its own; beside them the constant box, if any.  Several evaluations: one below the other, each row with the name of its data.
     """
     with_base = any(metrics.get("baseline") for metrics in evaluations)
     with_constant = any(metrics.get("constant_box") for metrics in evaluations)
     columns = ["data"] if len(evaluations) > 1 else []
-    columns += ["figure", *(["base", "adapter", "difference"] if with_base else ["score", "95 %"])]
+    names = next((metrics["names"] for metrics in evaluations if "names" in metrics), ("base", "adapter"))
+    columns += ["figure", *([*names, "difference"] if with_base else ["score", "95 %"])]
     columns += ["constant box"] if with_constant else []
     rows = []
     for metrics in evaluations:
         for row in figure_rows(metrics):
-            cells = [f"{metrics['data']}/{metrics['split']}"] if len(evaluations) > 1 else []
+            cells = [printable(f"{metrics['data']}/{metrics['split']}")] if len(evaluations) > 1 else []
             cells.append(f"{row.task} {figure_name(row.key)}")
             if with_base:
                 cells += [number(row.base), number(row.score), with_interval(row.difference)]
