@@ -4,12 +4,14 @@
     python benchmarks/measure_prediction.py OUT                                           # the embedded model
 
 Random weights of the shape in CONFIG.json (a published Qwen2.5-VL config) with LoRA r 16 on the language model;
-pictures of 640x480 px with several expressions each (the embedded model gets its own kind).  Every answer has exactly
---tokens tokens.  `generate` is the stock way: LoRA beside the base, the stock vision tower, pictures decoded before the
-clock starts, at 1, 8 and 32 questions and at the most that fit; its last row is helped by the fast vision tower and
-merged LoRA.  The fast way starts from files.  Its last row answers in the expected form, one box and its label, as a
-tuned model does: the fixed tokens are then judged in one pass.  There the choice is scripted, the computation is the
-same.  Prints a table and writes OUT/prediction.json.
+pictures of 640x480 px with several expressions each.  Every answer has exactly --tokens tokens.  The embedded model is
+asked about pictures of its own kind and ends its answers itself.
+`generate` is the stock way: LoRA beside the base, the stock vision tower, pictures decoded before the clock starts, at
+1, 8 and 32 questions and at the most that fit; its last row is helped by the fast vision tower and merged LoRA.  The
+fast way starts from files.  With random weights its last row answers in the expected form, one box and its label, as a
+tuned model does: the fixed tokens are then judged in one pass; the choice is scripted, the computation is the same.
+On the CPU seconds are CPU seconds of all threads: others may use the machine.
+Prints a table and writes OUT/prediction.json.
 """
 
 import argparse
@@ -23,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoProcessor, GenerationConfig, Qwen2_5_VLForConditionalGeneration
 
 from qwenft.core.answer import write_answer
 from qwenft.core.predictions import Question
 from qwenft.core.runs import Contract
+from qwenft.demo.scenes import write_scenes
 from qwenft.model.attention import PLAIN, enable_fast_vision, set_fast_vision
 from qwenft.model.inputs import END_OF_TURN, Encoder, collate
 from qwenft.model.load import DEFAULT_MAX_PIXELS, add_lora, base_contract, load_base, load_processor, quiet_libraries
@@ -38,6 +42,9 @@ from qwenft.predict.modes import answering
 
 PEAK_FLOPS, PEAK_BYTES = 790e12, 3.35e12
 """An H100's matrix products as measured beside the training step, and its memory as published, each second."""
+
+
+COMMON = ("the star", "the ring", "the largest shape", "the green circle", "the shape on the left", "the heart")
 
 
 def make_predictor(options: argparse.Namespace) -> Predictor:
@@ -52,7 +59,8 @@ def make_predictor(options: argparse.Namespace) -> Predictor:
         )
         size = processor.image_processor.size
         contract = Contract("random", "", "", size["shortest_edge"], min(size["longest_edge"], DEFAULT_MAX_PIXELS))
-    base.generation_config = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
+    if options.config:
+        base.generation_config = GenerationConfig(do_sample=False, eos_token_id=None, pad_token_id=0)
     if why := enable_fast_vision(base):
         print(f"the fast vision tower is off: {why}")
     torch.manual_seed(1)
@@ -80,24 +88,40 @@ def random_model(config: Path, processor: Path, device: torch.device) -> Any:
 
 def make_questions(folder: Path, options: argparse.Namespace) -> list[Question]:
     """Each with words of its own, so that the scripted answers can be told apart."""
-    from PIL import Image
-
-    wh = (640, 480) if options.config else (140, 112)
+    if options.config is None:
+        return scene_questions(folder, options)
     questions = []
     for number in range(options.pictures):
         path = folder / f"{number}.jpg"
-        Image.effect_noise((wh[0] // 10, wh[1] // 10), 80).convert("RGB").resize(wh, Image.Resampling.BICUBIC).save(
-            path
-        )
+        small = Image.effect_noise((64, 48), 80).convert("RGB")
+        small.resize((640, 480), Image.Resampling.BICUBIC).save(path)
         for part in range(options.expressions):
             text = f"the large thing number {part} of picture {number} that stands near the window to the left"
-            questions.append(Question(path, "grounding", text if options.config else f"the red star {number} {part}"))
+            questions.append(Question(path, "grounding", text))
     return questions
+
+
+def scene_questions(folder: Path, options: argparse.Namespace) -> list[Question]:
+    """The demo's pictures with their own expressions and as many common ones as are wanted."""
+    write_scenes(folder, num_train=options.pictures, num_val=1, seed=0)
+    asked: dict[str, list[str]] = {}
+    for line in (folder / "train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        asked.setdefault(row["image"], []).append(row["query"])
+    return [
+        Question(folder / image, "grounding", query)
+        for image, queries in asked.items()
+        for query in (queries + list(COMMON))[: options.expressions]
+    ]
 
 
 def sync() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def clock() -> float:
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
 def fresh() -> None:
@@ -118,10 +142,10 @@ def measured(name: str, count: int, work: Callable[[], Any], repeats: int = 1) -
         seconds = []
         for _ in range(repeats):
             sync()
-            start = time.perf_counter()
+            start = clock()
             work()
             sync()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
     except torch.cuda.OutOfMemoryError as error:
         return {"name": name, "error": f"out of memory: {str(error).splitlines()[0][:200]}"}
     row = {"name": name, "questions_per_s": round(count / statistics.median(seconds), 3), "questions": count}
@@ -132,8 +156,9 @@ def generate(predictor: Predictor, batches: list[dict[str, torch.Tensor]], token
     with answering(predictor.base, PLAIN):
         for batch in batches:
             inputs = {name: tensor.to(predictor.base.device) for name, tensor in batch.items()}
-            made = predictor.base.generate(**inputs, max_new_tokens=tokens, min_new_tokens=tokens, use_cache=True)
-            assert made.shape[1] == batch["input_ids"].shape[1] + tokens
+            forced = predictor.base.generation_config.eos_token_id is None
+            made = predictor.base.generate(**inputs, max_new_tokens=tokens, use_cache=True)
+            assert not forced or made.shape[1] == batch["input_ids"].shape[1] + tokens
 
 
 def encoded(predictor: Predictor, questions: Sequence[Question], size: int) -> list[dict[str, torch.Tensor]]:
@@ -151,7 +176,7 @@ def measure_generate(predictor: Predictor, questions: list[Question], options: a
     set_fast_vision(predictor.base, False)
     generate(predictor, encoded(predictor, questions[:1], 1), 4)  # warm
     rows = []
-    for size, count in ((1, 2), (8, 16), (32, 64)):
+    for size, count in ((1, 4), (8, 24), (32, 64)):
         batches = encoded(predictor, questions[:count], size)
         rows.append(
             measured(
@@ -244,6 +269,17 @@ def measure_fast(predictor: Predictor, questions: list[Question], options: argpa
             }
         )
         show(rows[-1])
+    if options.config:
+        rows.append(scripted(predictor, questions, options, answer))
+    for event in said:
+        if event["event"] == "warning":
+            print("warning:", event["text"])
+    return rows
+
+
+def scripted(
+    predictor: Predictor, questions: list[Question], options: argparse.Namespace, answer: Callable[[int | None], None]
+) -> dict:
     script, right = Script(predictor, questions), (Engine.advance, Engine.step)
     Engine.advance, Engine.step = script.around(right[0]), script.around(right[1])  # type: ignore[method-assign]
     end = predictor.encoder.processor.tokenizer.convert_tokens_to_ids(END_OF_TURN)
@@ -252,15 +288,12 @@ def measure_fast(predictor: Predictor, questions: list[Question], options: argpa
         lengths = [len(answer) for answer in script.answers.values()]
         name = f"ours, default rows, answers in the expected form ({min(lengths)} to {max(lengths)} tokens)"
         row = measured(name, len(questions), lambda: answer(None), options.repeats)
-        rows.append({**row, "passes": passes(lambda: answer(None))})
+        row["passes"] = passes(lambda: answer(None))
     finally:
         Engine.advance, Engine.step = right  # type: ignore[method-assign]
         predictor.base.generation_config.eos_token_id = None
-    show(rows[-1])
-    for event in said:
-        if event["event"] == "warning":
-            print("warning:", event["text"])
-    return rows
+    show(row)
+    return row
 
 
 def passes(work: Callable[[], None]) -> dict[str, Any]:
@@ -271,10 +304,10 @@ def passes(work: Callable[[], None]) -> dict[str, Any]:
     def timed(name: str) -> Any:
         def run(*arguments: Any) -> Any:
             sync()
-            start = time.perf_counter()
+            start = clock()
             found = right[name](*arguments)
             sync()
-            spent.setdefault(name, []).append(time.perf_counter() - start)
+            spent.setdefault(name, []).append(clock() - start)
             return found
 
         return run
@@ -282,9 +315,9 @@ def passes(work: Callable[[], None]) -> dict[str, Any]:
     for name in right:
         setattr(Engine, name, timed(name))
     try:
-        start = time.perf_counter()
+        start = clock()
         work()
-        whole = time.perf_counter() - start
+        whole = clock() - start
     finally:
         for name, method in right.items():
             setattr(Engine, name, method)
