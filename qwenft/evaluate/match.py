@@ -55,7 +55,7 @@ def _check_finite(prediction: Prediction) -> None:
 def match_predictions(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[tuple[Sample, Prediction]]:
     """Put each sample's prediction beside it, in the samples' order, by id.
 
-    A prediction without an id (a line of `predict`) is that of the sample with the same picture, by content, and question.
+    One without an id (a line of `predict`) belongs to the sample of the same picture, by content, and question.
     Raises DataError naming the ids of which none or several are there, that belong to no sample, or of another task.
     """
     predictions = _with_ids(samples, predictions)
@@ -97,8 +97,8 @@ def _with_ids(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> S
         if not found:
             what = asked.query or ", ".join(asked.categories) or asked.task
             raise DataError(
-                f"the prediction for {asked.image} ({what}) has no id, and no sample of this split has that picture and "
-                "question",
+                f"the prediction for {asked.image} ({what}) has no id, and no sample of this split has that "
+                "picture and question",
                 hint='give each line the "id" of its sample',
             )
         named.append(replace(prediction, question=replace(asked, id=found.pop(0))))

@@ -81,7 +81,8 @@ def score_rows(*evaluations: Mapping[str, Any]) -> tuple[list[str], list[list[st
     """Columns and rows of the table that `eval` shows: its content is that of metrics.json, rounded.
 
     With a baseline: base, adapter (or `names`, of two runs) and their difference with its 95 % interval; else the score
-    with its own; beside them the constant box, if any.  Several evaluations: one below the other, each row with the name of its data.
+    with its own; beside them the constant box, if any.  Several evaluations: one below the other, each
+    row with the name of its data.
     """
     with_base = any(metrics.get("baseline") for metrics in evaluations)
     with_constant = any(metrics.get("constant_box") for metrics in evaluations)

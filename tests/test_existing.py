@@ -1,0 +1,127 @@
+"""Answers that exist already: lines of predict and of other tools, two runs side by side, several data sets at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_score import BOX, ELSEWHERE, HELD_OUT, TRAIN, House, grounding, house, prepared, says
+
+from qwenft.core.errors import DataError, RunError, UsageError
+from qwenft.core.files import write_jsonl
+from qwenft.evaluate.existing import compare_runs, evaluate_predictions
+from qwenft.evaluate.match import load_predictions, match_predictions
+from qwenft.evaluate.run import command_of, evaluate_data
+from qwenft.evaluate.score import score_predictions
+from qwenft.evaluate.table import score_rows
+
+__all__ = ["house"]  # a fixture
+
+
+def test_lines_of_predict_are_matched_by_picture_and_question(tmp_path: Path) -> None:
+    content = b"a picture of the user's"
+    (tmp_path / "photo.jpg").write_bytes(content)
+    import hashlib
+
+    picture = hashlib.sha256(content).hexdigest()
+    samples = [grounding("s1", BOX, picture=picture), grounding("s2", ELSEWHERE, picture="0" * 64)]
+    lines = []
+    for sample, image in zip(samples, (tmp_path / "photo.jpg", "elsewhere/" + "0" * 64 + ".png"), strict=True):
+        line = {**says(sample, BOX).to_json(), "image": str(image), "query": " The Dog "}
+        del line["id"]
+        lines.append(line)
+    write_jsonl(tmp_path / "p.jsonl", reversed(lines))
+    pairs = match_predictions(samples, load_predictions(tmp_path / "p.jsonl"))
+    assert [(sample.id, prediction.question.id) for sample, prediction in pairs] == [("s1", "s1"), ("s2", "s2")]
+
+
+def test_a_line_without_an_id_that_fits_no_sample_is_named(tmp_path: Path) -> None:
+    line = {"image": "b.jpg", "query": "the cat", "objects": [], "status": "empty", "text": ""}
+    write_jsonl(tmp_path / "p.jsonl", [line])
+    with pytest.raises(DataError, match=r"b\.jpg \(the cat\) has no id") as error:
+        match_predictions([grounding("g1", BOX)], load_predictions(tmp_path / "p.jsonl"))
+    assert '"id"' in error.value.hint
+
+
+def test_another_tool_needs_to_give_no_more_than_ids_and_boxes(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "p.jsonl", [{"id": "g1", "objects": [{"bbox": BOX}]}, {"id": "none", "objects": []}])
+    data = prepared(tmp_path / "dogs", train=TRAIN, val=[grounding("g1", BOX), grounding("none")])
+    scores = evaluate_predictions(tmp_path / "p.jsonl", data=data)["scores"]["grounding"]
+    assert (scores["positives"]["Acc@0.5"], scores["negatives"]["rejection_rate"]) == (1.0, 1.0)
+    assert scores["ranking"] is None
+
+
+def test_an_unreadable_picture_is_counted_and_is_no_answer() -> None:
+    samples = [grounding("g1", BOX), grounding("none")]
+    scores = score_predictions(samples, [says(sample, status="error") for sample in samples])
+    assert (scores["statuses"]["error"], scores["parse_rate"]) == (2, 0.0)
+    assert scores["grounding"]["negatives"]["rejection_rate"] == 0.0
+
+
+# Two runs
+
+
+def test_two_runs_are_compared_on_what_both_were_asked(house: House) -> None:
+    house.add_run("first")
+    house.evaluate(run="first", baseline=True)
+    house.add_run("second")
+    house.evaluate(run="second")
+    house.evaluate(run="second", limit=3)
+    found = compare_runs("first", "second", root=house.root)
+    assert [(item["data"], item["split"], item["samples"]) for item in found] == [("dogs", "val", len(HELD_OUT))]
+    difference = found[0]["difference"]["grounding"]["Acc@0.5"]
+    assert (difference["estimate"], difference["low"], difference["high"]) == (0.0, 0.0, 0.0)
+    columns, rows = score_rows(found[0])
+    assert columns == ["figure", "first", "second", "difference"]
+    assert rows[0][0] == "grounding Acc@0.5"
+
+
+def test_the_difference_is_the_second_less_the_first(house: House) -> None:
+    house.add_run("first")
+    house.evaluate(run="first", baseline=True)
+    run = house.add_run("worse")
+    house.evaluate(run="worse", baseline=True)
+    folder = run.evals / "dogs-val"
+    (folder / "predictions.jsonl").write_bytes((folder / "baseline-predictions.jsonl").read_bytes())
+    found = compare_runs("first", "worse", root=house.root)[0]["difference"]["grounding"]
+    assert found["Acc@0.5"]["estimate"] == -0.5
+
+
+def test_runs_that_were_not_evaluated_or_share_nothing_are_errors_with_a_hint(house: House) -> None:
+    house.add_run("first")
+    house.evaluate(run="first")
+    with pytest.raises(RunError, match="no evaluation of a run 'frist'") as error:
+        compare_runs("first", "frist", root=house.root)
+    assert "first" in error.value.hint
+    house.add_run("second")
+    house.evaluate(run="second", limit=2)
+    with pytest.raises(RunError, match="not evaluated on the same split") as error:
+        compare_runs("first", "second", root=house.root)
+    assert error.value.hint == "qwenft eval --run second --data dogs"
+
+
+# Several data sets
+
+
+def test_several_data_sets_stand_in_one_table_and_the_model_is_loaded_once(house: House) -> None:
+    run = house.add_run("first")
+    prepared(house.root / "data" / "cups", train=TRAIN, val=[grounding("c1", BOX), grounding("c2", ELSEWHERE)])
+    results = evaluate_data(data=["dogs", "cups"], baseline=True, root=house.root, emit=house.said.append)
+    assert [result.folder for result in results] == [run.evals / "dogs-val", run.evals / "cups-val"]
+    assert len(house.loaded) == 1
+    columns, rows = score_rows(*(result.to_json() for result in results))
+    assert columns[:5] == ["data", "figure", "base", "adapter", "difference"]
+    assert [row[0] for row in rows if row[1] == "grounding Acc@0.5"] == ["dogs/val", "cups/val"]
+    for result in results:
+        assert "data:," in result.report.read_text(encoding="utf-8")
+        assert json.loads((result.folder / "metrics.json").read_text(encoding="utf-8"))["inputs"]["baseline"] is True
+
+
+def test_the_same_data_twice_is_wrong_usage(house: House) -> None:
+    house.add_run("first")
+    with pytest.raises(UsageError, match="written as dogs-val"):
+        evaluate_data(data=["dogs", "dogs"], root=house.root)
+
+
+def test_the_report_shows_the_command_that_asks_again() -> None:
+    inputs = {"run": "my run", "data": None, "baseline": True, "limit": 5, "batch_size": 8, "gpus": "cpu"}
+    assert command_of(inputs) == "qwenft eval --run 'my run' --baseline --limit 5 --batch-size 8 --gpus cpu"
