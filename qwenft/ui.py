@@ -234,7 +234,8 @@ class Screen:
         shown = [printable(cell.replace("\n", " ")) for cell in cells]
         widths[:] = [max(width, cell_len(cell)) for width, cell in zip(widths, shown, strict=True)]
         padded = [f"{cell}{' ' * (width - cell_len(cell))}" for cell, width in zip(shown, widths, strict=True)]
-        self.out.print(Text("  ".join(padded).rstrip(), style), soft_wrap=True)
+        above = self.out if self._bars is None else self.err  # the live row's own console, else it is written over
+        above.print(Text("  ".join(padded).rstrip(), style), soft_wrap=True)
 
     def scores(self, metrics: Mapping[str, Any]) -> None:
         """What `eval` measured; on a terminal a task that all rows share stands once, above them."""

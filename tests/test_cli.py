@@ -1,5 +1,6 @@
 """The command line through its door: what a mistake is answered with, what the help says, where words go."""
 
+import io
 import json
 import re
 import shlex
@@ -42,6 +43,7 @@ def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> I
 
     def typed(line: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["qwenft", *shlex.split(line)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
         with pytest.raises(SystemExit) as ended:
             cli.main()
         said = capfd.readouterr()
@@ -114,6 +116,13 @@ BAD = [
     ("missing picture", "predict nowhere.png dog", 1, r"nowhere\.png does not exist", ""),
     ("zero-byte picture", "predict zero.jpg dog", 1, r"zero\.jpg", ""),
     ("HTML named jpg", "predict page.jpg dog", 1, r"page\.jpg", ""),
+    ("a text and a prompt", "predict photo.png dog --ask 'Where?'", 2, r"both TEXT and --ask.*'dog'", "--ask"),
+    ("a text for a caption", "predict photo.png dog --task caption", 2, r"needs no text", "--task caption"),
+    ("unknown score", "predict photo.png dog --score yesno", 2, r"'yesno'", "qwenft predict"),
+    ("no file fits", "predict '*.webp' dog", 1, r"no file fits .*\*\.webp", "pattern"),
+    ("nothing on stdin", "predict - dog", 1, r"stdin is empty", "qwenft predict - "),
+    ("address of nobody", "predict http://127.0.0.1:9/a.png dog", 1, r"127\.0\.0\.1:9/a\.png cannot be fetched", ""),
+    ("yes-no for a caption", "predict photo.png --task caption --score yes-no", 2, r"a caption has none", "--score"),
     ("unknown suffix", "predict photo.png dog --save out.gif", 2, r"out\.gif.*\.gif", r"\.png"),
     ("unknown task", "predict photo.png dog --task groundin", 2, r"'groundin'", "qwenft predict"),
     ("run that is not there", "predict photo.png dog --run frist", 1, r"no run 'frist'", "'first'"),
@@ -228,3 +237,12 @@ def test_the_line_runs_from_a_file_to_boxes(desk: Path, say: Callable[[str], Sai
 def test_the_installed_command_is_the_same_door(tmp_path: Path) -> None:
     status, out, err = plain([*QWENFT, "trian"], tmp_path)
     assert (status, out, err) == (2, b"", b"error: no such command 'trian'\ntry: qwenft train\n")
+
+    said = say("predict photo.png zero.jpg good/0.png nowhere.png 'the dog' --model tiny --gpus cpu --json")
+    assert said.status == 1
+    answers = [json.loads(line) for line in said.out.splitlines()]
+    assert [Path(answer["image"]).name for answer in answers] == ["photo.png", "zero.jpg", "0.png", "nowhere.png"]
+    assert [answer["status"] == "error" for answer in answers] == [False, True, False, True]
+    assert re.findall(r"^error: (.*)$", said.err, re.MULTILINE) == [
+        f"2 questions of 4 could not be asked, the others are answered; {answers[1]['how']}"
+    ]

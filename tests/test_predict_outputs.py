@@ -116,13 +116,15 @@ def test_missing_characters_are_said_once(
         ("a.png", None, "grounding", "one file, but there are 3"),
         ("taken", None, "grounding", "--save .*taken is a file"),
         (None, "taken", "grounding", "--crop .*taken is a file"),
+        (None, "taken.png", "grounding", "--crop .*taken.png is a file"),
         (None, "cut", "caption", "a caption has none"),
     ],
 )
 def test_what_cannot_be_written_is_refused_before_the_work(
     tmp_path: Path, pictures: list[Path], save: str | None, crop: str | None, task: str, says: str
 ) -> None:
-    (tmp_path / "taken").write_text("")
+    for name in ("taken", "taken.png"):
+        (tmp_path / name).write_text("")
     questions = [Question(path, task) for path in pictures]  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=says):
         Drawings(questions, save and tmp_path / save, crop and tmp_path / crop, lambda _: None)  # type: ignore[arg-type]
@@ -201,6 +203,24 @@ def test_coco_ids_count_from_one_where_names_are_no_numbers_and_errors_have_no_e
     assert [(i["id"], i["width"], i["height"]) for i in written["images"]] == [(1, 160, 120), (2, 160, 120)]
     assert [c["name"] for c in written["categories"]] == ["the big dog", "a cat"]
     assert [r["category_id"] for r in json.loads((tmp_path / "found.json").read_text())] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "kind", "says"),
+    [
+        ("a.json", "caption", UsageError, "a caption has none"),
+        (".", "grounding", UsageError, "is a folder"),
+        ("in/000000000007.png/a.json", "grounding", DataError, "cannot be written"),
+    ],
+    ids=["caption", "folder", "no-place"],
+)
+def test_a_coco_file_that_could_not_be_written_is_refused_before_the_work(
+    stub: "Stub", tmp_path: Path, pictures: list[Path], path: str, task: Any, kind: type[Exception], says: str
+) -> None:
+    text = None if task == "caption" else "dog"
+    with pytest.raises(kind, match=says):
+        find(pictures, text, task=task, coco=tmp_path / path, model="tiny", root=tmp_path)
+    assert stub.asked == []
 
 
 # Answers that are kept
@@ -283,6 +303,15 @@ def test_answers_of_another_call_are_never_mixed_nor_destroyed(
         AnswerFile(path, [question], ("m", None, "tokens"))
     assert caught.value.hint
     assert path.read_text() == before
+
+
+def test_a_picture_whose_name_is_no_text_is_answered_and_kept(stub: Stub, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    odd.write_bytes(picture(1))
+    for _ in range(2):
+        (found,) = find([odd], "the dog", model="tiny", root=tmp_path, out=tmp_path / "a.jsonl")
+        assert found.question.image == odd
+    assert stub.asked == ["the dog"]
 
 
 def test_two_processes_never_write_one_file(tmp_path: Path) -> None:

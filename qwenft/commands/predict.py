@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,16 +74,18 @@ def predict(
     with open_screen() as screen:
         screen.wait(LOADING)
         from qwenft.predict.find import find_each, unreadable_error
+        from qwenft.predict.inputs import split_text
 
-        images = list(inputs or ())
-        if text is None and ask is None and task is not Task.caption and len(images) > 1:
-            text = images.pop()
-        lines = sys.stdin if "-" in images else None
+        images = inputs or []
+        if text is None:
+            images, text = split_text(images, needed=ask is None and task is not Task.caption)
+        if isinstance(sys.stdin, TextIOWrapper):  # a file's name need not be text
+            sys.stdin.reconfigure(errors="surrogateescape")
         answers: list[Prediction] = []
         found = _noted(
             answers,
             find_each(
-                images, text, task=task.value, ask=ask or "", lines=lines, run=run, model=model, gpus=gpus,
+                images, text, task=task.value, ask=ask or "", lines=sys.stdin, run=run, model=model, gpus=gpus,
                 batch_size=batch_size, score=score.value, save=save, crop=crop, coco=coco, out=out, emit=screen.emit,
             ),
         )  # fmt: skip

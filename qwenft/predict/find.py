@@ -107,7 +107,7 @@ def _check(questions: Sequence[Question], score: str, coco: Path | None) -> None
     if score == "yes-no" and any(question.task == "caption" for question in questions):
         raise UsageError("--score yes-no asks about boxes; a caption has none", hint="leave out --score")
     if coco is not None:
-        check_coco(questions)
+        check_coco(coco, questions)
 
 
 def _unreadable(questions: Sequence[Question], look: Callable[[Path], object]) -> dict[Path, DataError]:

@@ -102,6 +102,19 @@ def _check_text(images: Sequence[str | Path], asking: Asking) -> None:
         asking.about(str(images[0]))  # a text is missing for all pictures alike: said before any folder is read
 
 
+def split_text(inputs: Sequence[str], *, needed: bool) -> tuple[list[str], str | None]:
+    """Part the pictures from the text that stands behind them on a command line.
+
+    needed: a text must be there; else only a last word that names no picture is one, to be refused as such.
+
+    >>> split_text(["a.jpg", "b.jpg"], needed=True), split_text(["a.jpg", "b.jpg"], needed=False)
+    ((['a.jpg'], 'b.jpg'), (['a.jpg', 'b.jpg'], None))
+    """
+    if len(inputs) < 2 or not (needed or not (looks_like_picture(inputs[-1]) or glob.has_magic(inputs[-1]))):
+        return list(inputs), None
+    return list(inputs[:-1]), inputs[-1]
+
+
 def looks_like_picture(text: str) -> bool:
     """Whether a text is a file, or named like a picture."""
     try:

@@ -96,17 +96,21 @@ def _check(questions: Sequence[Question], save: Path | None, crop: Path | None) 
         raise UsageError(f"--save {save}: cannot write {save.suffix}", hint=f"one of {', '.join(FORMATS)}, or a folder")
     if save is not None and save.suffix and len(questions) > 1:
         raise UsageError(f"--save {save} is one file, but there are {len(questions)} answers", hint="--save FOLDER")
-    for option, path in (("--save", save), ("--crop", crop)):
-        if path is not None and not path.suffix and path.is_file():
-            raise UsageError(f"{option} {path} is a file", hint=f"{option} FOLDER")
+    for option, folder in (("--save", None if save is None or save.suffix else save), ("--crop", crop)):
+        if folder is not None and folder.is_file():
+            raise UsageError(f"{option} {folder} is a file", hint=f"{option} FOLDER")
     if crop is not None and all(question.task == "caption" for question in questions):
         raise UsageError("--crop cuts out boxes; a caption has none", hint="leave out --crop")
 
 
-def check_coco(questions: Sequence[Question]) -> None:
-    """Raises UsageError where no answer could stand in a COCO results file."""
+def check_coco(path: Path, questions: Sequence[Question]) -> None:
+    """Raises UsageError where no answer could stand in a COCO results file, DataError where none could be written."""
     if any(question.task == "caption" for question in questions):
         raise UsageError("--coco writes boxes; a caption has none", hint="leave out --coco")
+    if path.is_dir():
+        raise UsageError(f"--coco {path} is a folder", hint=f"--coco {path / 'results.json'}")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write_coco(path: Path, answers: Sequence[Prediction]) -> Path:
@@ -205,7 +209,11 @@ class AnswerFile:
 
     def append(self, answer: Prediction) -> None:
         """Add one whole line, in one write.  Raises DataError where the disk does not take it."""
-        line = f"{to_line(answer.to_json())}\n".encode()
+        value = answer.to_json()
+        try:
+            line = f"{to_line(value)}\n".encode()
+        except UnicodeEncodeError:  # a file's name that is no text
+            line = f"{json.dumps(value)}\n".encode()
         with _writing(self.path):
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
