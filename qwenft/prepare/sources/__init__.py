@@ -52,8 +52,8 @@ LOADERS: Final[Mapping[str, Loader]] = {
         table.open_folder,
         "a folder with parquet files, as on the hub, or a .parquet file",
         example="Kangheng/refcocog",
-        limits="data sets with a loading script are refused; `save_to_disk` folders are read; with --limit, or where a hub "
-        "set does not fit on the disk, its parquet files are fetched one at a time",
+        limits="data sets with a loading script are refused; `save_to_disk` folders are read; with --limit, or where a "
+        "hub set does not fit on the disk, its parquet files are fetched one at a time",
     ),
     "yolo": Loader(
         yolo.matches,
