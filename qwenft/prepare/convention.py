@@ -84,6 +84,8 @@ def misfit(numbers: Box, reading: str, image_wh: Size) -> str:
         return "all numbers are at most 1"
     x1, y1, x2, y2 = to_xyxy(numbers, reading, image_wh)
     width, height = image_wh
+    if -TOLERANCE_PX <= x1 < x2 <= width + TOLERANCE_PX and -TOLERANCE_PX <= y1 < y2 <= height + TOLERANCE_PX:
+        return ""  # no sentence is made for the many that fit
     for bad, why in (
         (x2 <= x1, "x2 <= x1"),
         (y2 <= y1, "y2 <= y1"),
