@@ -1,6 +1,8 @@
 """What predict is asked: pictures by every name they can have, lines of stdin, addresses with their limits."""
 
 import json
+import re
+import shlex
 import socket
 import threading
 from collections.abc import Iterator
@@ -9,9 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 from prepare_inputs import picture
 
+from qwenft.cli import app
 from qwenft.core.errors import DataError, UsageError
 from qwenft.core.predictions import Question
 from qwenft.predict import fetch
@@ -240,3 +244,17 @@ def test_an_address_with_a_password_is_not_asked() -> None:
 def test_lines_as_json_programs_write_them_are_read_back() -> None:
     lines = [json.dumps({"image": f"{n}.png", "query": "der Hund, größer"}) + "\r\n" for n in range(3)]
     assert {q.query for q in make_questions(["-"], None, lines=lines)} == {"der Hund, größer"}
+
+
+def test_every_command_of_the_page_parses() -> None:
+    group = typer.main.get_command(app)
+    page = (Path(__file__).parents[1] / "docs" / "predict.md").read_text(encoding="utf-8")
+    typed = [
+        line.rpartition("| ")[2]
+        for block in re.findall(r"```console\n(.*?)```", page, re.DOTALL)
+        for line in block.splitlines()
+    ]
+    assert len(typed) > 4
+    for line in typed:
+        command, *words = shlex.split(line)[1:]
+        group.commands[command].make_context(command, words)

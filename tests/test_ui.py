@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from play_events import PATH
 from terminal import colours, controls, on_terminal, plain, screen
 
 from qwenft.core.events import PlainLines, note, progress
+from qwenft.core.predictions import Detected, Prediction, Question
 from qwenft.ui import Screen, _wrapped
 
 PLAY = [sys.executable, str(Path(__file__).parent / "play_events.py")]
@@ -170,3 +172,25 @@ def test_a_strangers_text_cannot_speak_to_the_terminal(capsys: pytest.CaptureFix
     assert "dog\\x1b[2J" in said.out
     assert "dog\\x1b[2J" in said.err
     assert "\x1b" not in said.out + said.err
+
+
+def test_answers_are_shown_as_they_come_and_what_strangers_wrote_is_harmless(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown: list[str] = []
+
+    def found() -> Iterator[Prediction]:
+        question = Question(Path("a/dog.png"), "grounding", "dog")
+        box = Detected((1.0, 2.0, 3.5, 4.0), "a\x1b[31m\tdog", 0.5)
+        yield Prediction(question, "ok", (box,), text="…", prompt="")
+        shown.append(capsys.readouterr().out)
+        yield Prediction(question, "empty", (), text="[]", prompt="")
+        shown.append(capsys.readouterr().out)
+        yield Prediction(question, "unparsable", (), text="no\nidea", prompt="", how="no number in it")
+
+    Screen().answers(found())
+    assert shown[0] == (
+        "picture\tlabel\tx1 y1 x2 y2 (px)\tscore\tstatus\ndog.png\ta\\x1b[31m\\tdog\t1.0 2.0 3.5 4.0\t0.500\tok\n"
+    )
+    assert shown[1] == "dog.png\t\tnone\t\tempty\n"
+    assert capsys.readouterr().out == "dog.png\tno idea\t\t\tunparsable: no number in it\n"

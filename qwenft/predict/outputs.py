@@ -168,7 +168,7 @@ def _xywh(box_xyxy: tuple[float, float, float, float]) -> tuple[float, float, fl
     return (x1, y1, x2 - x1, y2 - y1)
 
 
-PORTION: Final = 256
+PORTION: Final = 1024
 """Questions that are answered as a whole where answers are kept in a file.  A run that goes on begins at such a border:
 what stands in one batch together moves the last digits of a score, so only the same portions give the same file."""
 
