@@ -125,3 +125,65 @@ def test_the_same_data_twice_is_wrong_usage(house: House) -> None:
 def test_the_report_shows_the_command_that_asks_again() -> None:
     inputs = {"run": "my run", "data": None, "baseline": True, "limit": 5, "batch_size": 8, "gpus": "cpu"}
     assert command_of(inputs) == "qwenft eval --run 'my run' --baseline --limit 5 --batch-size 8 --gpus cpu"
+
+
+# At the command line
+
+
+def typed(words: str, house: House, monkeypatch: pytest.MonkeyPatch) -> int:
+    from qwenft.cli import main
+
+    monkeypatch.chdir(house.root)
+    monkeypatch.setattr("sys.argv", ["qwenft", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_compare_prints_the_paired_table(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("first", "second"):
+        house.add_run(name)
+        house.evaluate(run=name)
+    assert typed("eval --compare first second", house, monkeypatch) == 0
+    table = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert table[0] == ["figure", "first", "second", "difference"]
+    assert table[1] == ["grounding Acc@0.5", "0.500", "0.500", "+0.000 [+0.000, +0.000]"]
+    assert typed("eval --compare first second --json", house, monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["comparisons"][0]["names"] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        pytest.param("eval --compare first", 2, "--compare", id="one run"),
+        pytest.param("eval --compare first none", 1, "no evaluation of a run 'none'", id="a run that is not there"),
+        pytest.param("eval --predictions p.jsonl --data a --data b", 2, "one data set", id="one file, two data sets"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(
+    words: str,
+    code: int,
+    message: str,
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    house.add_run("first")
+    house.evaluate(run="first")
+    assert typed(words, house, monkeypatch) == code
+    assert message in capsys.readouterr().err
+
+
+def test_several_data_sets_are_one_table_at_the_command_line(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    house.add_run("first")
+    prepared(house.root / "data" / "cups", train=TRAIN, val=[grounding("c1", BOX), grounding("c2", ELSEWHERE)])
+    assert typed("eval --run first --data dogs --data cups --baseline", house, monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("\t")[:3] == ["data", "figure", "base"]
+    assert {line.split("\t")[0] for line in lines[1:]} == {"dogs/val", "cups/val"}
+    assert typed("eval --run first --data dogs --data cups --json", house, monkeypatch) == 0
+    assert [e["data"] for e in json.loads(capsys.readouterr().out)["evaluations"]] == ["dogs", "cups"]
