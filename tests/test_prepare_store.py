@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from qwenft.core.files import sha256_of
 from qwenft.core.samples import PreparedDataset
 from qwenft.prepare import store as store_module
 from qwenft.prepare.build import prepare_dataset
-from qwenft.prepare.store import INDEX, PictureStore
+from qwenft.prepare.store import INDEX, WAITING, PictureStore
 
 
 def prepare(source: Path, root: Path, **options: Any) -> PreparedDataset:
@@ -65,6 +66,21 @@ def test_pictures_of_a_table_go_to_several_processes_as_bytes(tmp_path: Path) ->
     two = prepare(tmp_path / "set", tmp_path, out=Path("two/x"), command="-", bbox_format="xyxy", num_proc=2)
     assert content_of(one.path) == content_of(two.path)
     assert one.manifest.counts["pictures"] == 7
+
+
+def test_several_pictures_are_under_way_however_many_rows_each_has(tmp_path: Path) -> None:
+    """Rows were counted once: with ten a picture the processes took turns."""
+    pulled: list[int] = []
+
+    def rows() -> Iterator[tuple[int, bytes]]:
+        for number in range(200):
+            pulled.append(number // 10)
+            yield number, picture(number // 10)
+
+    each = PictureStore(tmp_path, num_proc=2).each(rows())
+    assert next(each)[0] == 0
+    assert len(set(pulled)) == 2 * WAITING + 1
+    assert [row for row, _ in each] == list(range(1, 200))
 
 
 def test_an_impossible_number_of_processes_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -113,7 +113,7 @@ class PictureStore:
     def each(self, rows: Iterable[tuple[T, bytes | PictureFile | None]]) -> Iterator[tuple[T, Result | None]]:
         """Store the picture of each row; yields the rows in their order, with what became of it (None: it has none).
 
-        With several processes a few rows are read ahead.  Raises DataError where a process was killed.
+        With several processes the rows of a few pictures are read ahead.  Raises DataError where a process was killed.
         """
         if self.num_proc == 1:
             for row, picture in rows:
@@ -122,10 +122,15 @@ class PictureStore:
         pool = ProcessPoolExecutor(self.num_proc, get_context("spawn"), _start, (self.folder, self.earlier))
         try:
             waiting: deque[tuple[T, Result | Future[Found] | None]] = deque()
+            pictures: Counter[Result | Future[Found] | None] = Counter()
             for row, picture in rows:
                 waiting.append((row, None if picture is None else self._hand_out(picture, pool)))
-                while len(waiting) > WAITING * self.num_proc:
+                pictures[waiting[-1][1]] += 1
+                while len(pictures) > WAITING * self.num_proc:  # not rows: many may show the same picture
                     first, found = waiting.popleft()
+                    pictures[found] -= 1
+                    if not pictures[found]:
+                        del pictures[found]
                     yield first, self._settled(found)
             for first, found in waiting:
                 yield first, self._settled(found)
