@@ -156,6 +156,54 @@ def test_a_box_as_it_is_expected_takes_half_the_passes(
     assert counts[0] <= 0.8 * counts[1]
 
 
+def test_a_larger_picture_gives_every_row_room_while_others_answer(
+    noise: Predictor, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grown: list[int] = []
+    right = RowCache.grow
+    monkeypatch.setattr(RowCache, "grow", lambda self, length: (grown.append(length), right(self, length))[1])
+    questions = [
+        Question(picture(folder, (40 + 60 * n, 50 + 50 * n)), "grounding", query) for n in range(4) for query in "ab"
+    ]
+    fast = answers(noise, questions, fast=True, batch_size=3, max_new_tokens=20)
+    assert grown
+    assert_equal(fast, answers(noise, questions, fast=False, max_new_tokens=20))
+
+
+def test_two_runs_side_by_side_do_not_touch_each_other(tiny: Predictor, scenes: PreparedDataset) -> None:
+    questions = mixed(scenes)
+    right = [one.text for one in answers(tiny, questions, fast=False, max_new_tokens=40)]
+    first = tiny.answer(questions, batch_size=4, max_new_tokens=40)
+    texts = [next(first).text]
+    second = tiny.answer(questions[::-1], batch_size=4, max_new_tokens=40)
+    backwards = [next(second).text]
+    texts += [one.text for one in first]
+    backwards += [one.text for one in second]
+    assert texts == right == backwards[::-1]
+
+
+def test_an_engine_that_is_kept_is_used_again_and_not_for_another_adapter(
+    scenes: PreparedDataset, tiny: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    right = Engine.__init__
+    monkeypatch.setattr(
+        Engine, "__init__", lambda self, base, rows, lora=None: (made.append(rows), right(self, base, rows, lora))[1]
+    )
+    questions = [Question.of(sample, scenes.path) for sample in scenes.samples("train")[:6]]
+    kept = Predictor(tuned(), tiny.encoder, Path("adapter"), keep_engine=True)
+    tuned_answers, probes = answers(kept, questions, fast=True), 1
+    assert len(made) == probes + 1
+    assert_equal(answers(kept, questions, fast=True), tuned_answers)
+    assert len(made) == probes + 1
+    with kept.adapter_disabled():
+        assert_equal(answers(kept, questions, fast=True), answers(tiny, questions, fast=False))
+    assert_equal(answers(kept, questions, fast=True), tuned_answers)
+    in_training = Predictor(tuned(), tiny.encoder)
+    answers(in_training, questions, fast=True)
+    assert in_training._engine is None
+
+
 # Broken on purpose
 
 
@@ -216,7 +264,9 @@ def test_what_is_broken_is_noticed_said_and_not_used(
     said: list[Event] = []
     fresh = Predictor(tiny.model, tiny.encoder)
     assert_equal(list(fresh.answer(questions, emit=said.append)), right)
-    assert next(event["text"] for event in said if event["event"] == "warning").startswith("answers come one by one")
+    assert next(event["text"] for event in said if event["event"] == "warning").startswith(
+        "answers come from `generate`"
+    )
     assert not fresh.fast
 
 

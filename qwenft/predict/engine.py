@@ -54,9 +54,11 @@ class Engine:
     def __init__(self, base: Any, rows: int, lora: MergedLora | None = None) -> None:
         """base: a Qwen2_5_VLForConditionalGeneration.  lora: what is merged into it for as long as a pass lasts."""
         self.base = base
+        self.device = base.device
         self.rows = rows
         self.cache = RowCache(base, 0, 1)
         self._text = base.model.language_model
+        self.has_lora = lora is not None
         self._lora = lora.applied if lora else nullcontext
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._state_3R = torch.zeros((3, rows), dtype=torch.long, device=base.device)
@@ -74,7 +76,7 @@ class Engine:
         """Have room for sequences of so many tokens, and the scratch place behind them."""
         if places < self.cache.length:
             return
-        length = _rounded(places + 1, ROUND[self.base.device.type])
+        length = _rounded(places + 1, ROUND[self.device.type])
         if self.cache.data_N2BKLD.shape[2] == self.rows:
             self.cache.grow(length)
         else:
@@ -87,7 +89,7 @@ class Engine:
         Returns their keys and values, and the position behind each.
         """
         longest = max(len(prefix.tokens) for prefix in prefixes)
-        device, image_id = self.base.device, self.base.config.image_token_id
+        device, image_id = self.device, self.base.config.image_token_id
         ids_IS = torch.tensor([[*prefix.tokens, *[0] * (longest - len(prefix.tokens))] for prefix in prefixes])
         # Where the pictures' tokens are is found here: on a GPU the answer would have to be waited for.
         image_places = (ids_IS == image_id).flatten().nonzero()[:, 0].to(device)
@@ -104,13 +106,16 @@ class Engine:
     def _positions(self, prefixes: Sequence[Prefix], longest: int) -> tuple[torch.Tensor, list[int]]:
         """The library's own positions of each prompt, (3, I, longest), and the next one behind it."""
         positions, behind = torch.zeros((3, len(prefixes), longest), dtype=torch.long), []
+        known: dict[Any, torch.Tensor] = {}  # pictures of one size share theirs
         for number, prefix in enumerate(prefixes):
-            ids_1S = torch.tensor([prefix.tokens])
-            kinds_1S = (ids_1S == self.base.config.image_token_id).int()
-            grid_13 = prefix.picture.grid_thw[None].cpu()
-            found, _ = self.base.model.get_rope_index(ids_1S, kinds_1S, image_grid_thw=grid_13)
-            positions[:, number, : len(prefix.tokens)] = found[:, 0]
-            behind.append(int(found.max()) + 1)
+            grid = prefix.picture.grid_thw.cpu()
+            key = (prefix.tokens, *grid.tolist())
+            if key not in known:
+                ids_1S = torch.tensor([prefix.tokens])
+                kinds_1S = (ids_1S == self.base.config.image_token_id).int()
+                known[key] = self.base.model.get_rope_index(ids_1S, kinds_1S, image_grid_thw=grid[None])[0][:, 0]
+            positions[:, number, : len(prefix.tokens)] = known[key]
+            behind.append(int(known[key].max()) + 1)
         return positions, behind
 
     def _forward(
@@ -156,7 +161,7 @@ class Engine:
             for number, item in enumerate(work)
             for column in range(len(item.tokens) - item.asked, len(item.tokens))
         ]
-        device = self.base.device
+        device = self.device
         tokens_RS, places_RS, positions_RS = torch.tensor(table).to(device).unbind(1)
         rows = torch.tensor([item.row for item in work], device=device)
         hidden_RSC = self._pass(rows, tokens_RS, places_RS, positions_RS, self._length(work))
@@ -168,7 +173,7 @@ class Engine:
 
     def step(self, work: Sequence[Work]) -> list[Chosen]:
         """Advance each row by its one token.  On a GPU it is a CUDA graph over all rows; idle ones write to scratch."""
-        used = self.rows if self.base.device.type == "cuda" else max(item.row for item in work) + 1
+        used = self.rows if self.device.type == "cuda" else max(item.row for item in work) + 1
         scratch = self.cache.length - 1
         state = [[0] * used, [scratch] * used, [0] * used]
         for item in work:
@@ -176,7 +181,7 @@ class Engine:
                 line[item.row] = value
         self._state_3R[:, :used] = torch.tensor(state)
         length = self._length(work)
-        if self.base.device.type == "cuda":
+        if self.device.type == "cuda":
             if length not in self._graphs:
                 self._graphs[length] = self._capture(length)
             self._graphs[length].replay()
@@ -187,7 +192,7 @@ class Engine:
 
     def _length(self, work: Sequence[Work]) -> int:
         end = max(item.place + len(item.tokens) for item in work)
-        return min(_rounded(end, ROUND[self.base.device.type]), self.cache.length)
+        return min(_rounded(end, ROUND[self.device.type]), self.cache.length)
 
     def _step(self, used: int, length: int) -> None:
         tokens_RS, places_RS, positions_RS = self._state_3R[:, :used, None]

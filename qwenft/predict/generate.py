@@ -57,6 +57,10 @@ class Predictor:
     fast: bool = True
     """A picture's prompt once for all its questions, on a cache of our own, if that gives what `generate` gives: probed
     at the first answer.  False: `generate`, the plain twin."""
+    keep_engine: bool = False
+    """Keep cache, graphs and merged weights between calls of `answer`; a model in training has no memory for them."""
+    _engine: Engine | None = field(default=None, init=False, repr=False)
+    """Not in use by any call; one that is in use belongs to its call alone."""
     _probed: bool = field(default=False, init=False, repr=False)
 
     @classmethod
@@ -95,7 +99,7 @@ class Predictor:
             network = load_adapter(network, adapter)
             if probe.is_idle(network):
                 emit(warning(f"the adapter {adapter.absolute()} changes nothing: every answer is the base model's own"))
-        return cls(network, Encoder(processor, contract), adapter and adapter.absolute())
+        return cls(network, Encoder(processor, contract), adapter and adapter.absolute(), keep_engine=True)
 
     @property
     def contract(self) -> Contract:
@@ -142,7 +146,7 @@ class Predictor:
             self._probed = True
             if why := probe.objection(self.base, Engine(self.base, probe.ROWS, self._merged(ignore))):
                 self.fast = False
-                emit(warning(f"answers come one by one through `generate`: the fast way {why}"))
+                emit(warning(f"answers come from `generate`, slowly: the fast way {why}"))
         return self.fast
 
     def _merged(self, emit: Emit) -> MergedLora | None:
@@ -160,7 +164,6 @@ class Predictor:
         self, questions: Sequence[Question], batch_size: int | None, max_new_tokens: int | None, emit: Emit
     ) -> Iterator[Prediction]:
         """Answers in order; pictures are read as they are first asked about, so that no answer waits for later ones."""
-        merged = self._merged(emit)
         limits = [max_new_tokens or MAX_NEW_TOKENS[question.task] for question in questions]
         rows = min(batch_size or self._rows(max(limits, default=1)), max(1, len(questions)))
         ready: dict[int, Prediction | QwenftError] = {}
@@ -168,20 +171,35 @@ class Predictor:
         while turn < len(questions):
             left = [key for key in range(turn, len(questions)) if key not in ready]
             try:
-                for found in self._run(rows, merged, questions, limits, left):
-                    ready |= found
-                    while turn in ready:
-                        answer = ready.pop(turn)
-                        if isinstance(answer, QwenftError):
-                            raise answer
-                        yield answer
-                        turn += 1
+                with self._borrowed_engine(rows, emit) as engine:
+                    for found in self._run(engine, questions, limits, left):
+                        ready |= found
+                        while turn in ready:
+                            answer = ready.pop(turn)
+                            if isinstance(answer, QwenftError):
+                                raise answer
+                            yield answer
+                            turn += 1
             except torch.cuda.OutOfMemoryError as error:
                 if rows == 1:
                     raise DeviceError(f"one question does not fit in the GPU's memory: {error}") from error
                 rows //= 2
                 emit(warning(f"out of GPU memory: {rows} questions side by side from now on"))
             torch.cuda.empty_cache()
+
+    @contextmanager
+    def _borrowed_engine(self, rows: int, emit: Emit) -> Iterator[Engine]:
+        """The engine that was kept, if it fits; else a new one."""
+        engine, self._engine = self._engine, None
+        fits = (rows, self.adapter is not None, self.base.device)
+        if engine is None or (engine.rows, engine.has_lora, engine.device) != fits:
+            engine = None  # its memory is wanted
+            engine = Engine(self.base, rows, self._merged(emit))
+        try:
+            yield engine
+        finally:
+            if self.keep_engine:
+                self._engine = engine
 
     def _rows(self, limit: int) -> int:
         """How many questions are answered side by side: on a GPU as many as its memory holds."""
@@ -191,23 +209,19 @@ class Predictor:
         places = self.contract.max_pixels // (PATCH * MERGE) ** 2 + _QUESTION_TOKENS + limit
         free, _ = torch.cuda.mem_get_info(self.base.device)
         reserved = torch.cuda.memory_reserved(self.base.device) - torch.cuda.memory_allocated(self.base.device)
-        fitting = int((free + reserved) * MEMORY_SHARE) // (places * bytes_per_place(self.base))
+        kept = self._engine.cache.data_N2BKLD.nbytes if self._engine else 0
+        fitting = int((free + reserved + kept) * MEMORY_SHARE) // (places * bytes_per_place(self.base))
         return max(1, min(MAX_ROWS[kind], fitting))
 
     def _run(
-        self,
-        rows: int,
-        merged: MergedLora | None,
-        questions: Sequence[Question],
-        limits: Sequence[int],
-        keys: Sequence[int],
+        self, engine: Engine, questions: Sequence[Question], limits: Sequence[int], keys: Sequence[int]
     ) -> Iterator[dict[int, Prediction | QwenftError]]:
         """Answers and unreadable pictures by the question's number, as they come."""
         asked: dict[int, Encoded] = {}
         failed: dict[int, QwenftError] = {}
 
         def shown() -> Iterator[Shown]:
-            for picture, of_it in self._pictures(questions, keys, rows):
+            for picture, of_it in self._pictures(questions, keys, engine.rows):
                 if isinstance(picture, QwenftError):
                     failed.update(dict.fromkeys(of_it, picture))
                     continue
@@ -217,7 +231,6 @@ class Predictor:
                 asked.update({key: replace(item, picture=frame) for key, item in encoded.items()})
                 yield self._shown(picture, {key: (encoded[key], questions[key], limits[key]) for key in of_it})
 
-        engine = Engine(self.base, rows, merged)
         for finished in Schedule(engine, self._ends()).run(shown()):
             found = {answer.key: self._of(questions[answer.key], asked.pop(answer.key), answer) for answer in finished}
             yield {**found, **failed}
