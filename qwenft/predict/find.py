@@ -4,9 +4,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import update_wrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 from qwenft.core.answer import Task
 from qwenft.core.errors import DataError, UsageError, nearest
@@ -75,18 +75,17 @@ def find_each(
             emit(note(f"COCO results: {coco.absolute()}; its images and categories: {write_coco(coco, answers)}"))
 
 
-def _gathered(
-    each: Callable[_Arguments, Iterator[Prediction]],
-) -> Callable[_Arguments, list[Prediction]]:
-    @wraps(each)
-    def gathered(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> list[Prediction]:
-        return list(each(*args, **kwargs))
-
-    return gathered
+def _called_like(
+    each: Callable[_Arguments, object],
+) -> Callable[[Callable[..., list[Prediction]]], Callable[_Arguments, list[Prediction]]]:
+    """Give a function the arguments of another one, for the type checker and for help()."""
+    return lambda function: update_wrapper(function, each, assigned=(), updated=())
 
 
-find = _gathered(find_each)
-"""`find_each`, all answers in a list."""
+@_called_like(find_each)
+def find(*args: Any, **options: Any) -> list[Prediction]:
+    """All answers of `find_each`, which says what it takes, in a list."""
+    return list(find_each(*args, **options))
 
 
 def unreadable_error(answers: Sequence[Prediction]) -> DataError | None:
