@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prepare_inputs import good_rows, lines, picture, write_coco, write_records
 
@@ -222,6 +223,34 @@ def test_kill_9_at_twenty_moments_leaves_the_whole_set_or_none_and_a_further_run
     assert "torn" not in done.stdout.split() and "absent" in done.stdout.split()
     assert content_of(tmp_path / "killed" / "set") == content_of(tmp_path / "whole" / "set")
     assert not list((tmp_path / "killed").glob(".*"))
+
+
+ORPHANS = """
+import multiprocessing, sys, time
+from pathlib import Path
+from qwenft.prepare.build import prepare_dataset
+
+def stop(event):
+    if event.get("done") == 50:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        time.sleep(60)
+
+if __name__ == "__main__":
+    prepare_dataset(sys.argv[1], root=Path(sys.argv[2]), num_proc=2, emit=stop)
+"""
+
+
+def test_the_processes_of_a_killed_run_end_with_it(tmp_path: Path) -> None:
+    source = mixed_source(tmp_path / "set", 160)
+    (tmp_path / "run.py").write_text(ORPHANS)
+    command = [sys.executable, tmp_path / "run.py", source, tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        children = [psutil.Process(int(word)) for word in run.stdout.readline().split()]
+        run.kill()
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert len(children) == 2
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_of_two_at_once_one_wins_and_the_other_says_so(tmp_path: Path) -> None:

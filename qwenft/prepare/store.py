@@ -2,13 +2,14 @@
 
 import os
 import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO, TypeVar
 
@@ -242,10 +243,18 @@ _shelf: Shelf | None = None
 
 
 def _start(folder: Path | None, earlier: Path | None) -> None:
-    """Ctrl-C goes to the parent alone: it ends the others."""
+    """Ctrl-C goes to the parent alone: it ends the others.  Where it was killed, they would wait for work for ever."""
     global _shelf  # noqa: PLW0603 - a process of the pool has no other place
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _shelf = Shelf.open(folder, earlier)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(what: bytes | Path, key: str) -> Found:
