@@ -68,7 +68,7 @@ def make_predictor(options: argparse.Namespace) -> Predictor:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, 0, 0.01)
-    return Predictor(model.eval(), Encoder(processor, contract), Path("adapter"))
+    return Predictor(model.eval(), Encoder(processor, contract), Path("adapter"), keep_engine=True)
 
 
 def random_model(config: Path, processor: Path, device: torch.device) -> Any:
@@ -96,7 +96,7 @@ def make_questions(folder: Path, options: argparse.Namespace) -> list[Question]:
         small = Image.effect_noise((64, 48), 80).convert("RGB")
         small.resize((640, 480), Image.Resampling.BICUBIC).save(path)
         for part in range(options.expressions):
-            text = f"the large thing number {part} of picture {number} that stands near the window to the left"
+            text = f"the red cup number {part} on table {number}"
             questions.append(Question(path, "grounding", text))
     return questions
 
@@ -173,6 +173,7 @@ def encoded(predictor: Predictor, questions: Sequence[Question], size: int) -> l
 
 
 def measure_generate(predictor: Predictor, questions: list[Question], options: argparse.Namespace) -> list[dict]:
+    predictor._engine = None  # its memory is no part of theirs
     set_fast_vision(predictor.base, False)
     generate(predictor, encoded(predictor, questions[:1], 1), 4)  # warm
     rows = []
@@ -251,8 +252,8 @@ def measure_fast(predictor: Predictor, questions: list[Question], options: argpa
     rows = []
     said: list[Any] = []
 
-    def answer(size: int | None) -> None:
-        found = list(predictor.answer(questions, batch_size=size, max_new_tokens=options.tokens, emit=said.append))
+    def answer(size: int | None, tokens: int = options.tokens) -> None:
+        found = list(predictor.answer(questions, batch_size=size, max_new_tokens=tokens, emit=said.append))
         assert len(found) == len(questions)
 
     for size in (*options.rows, None):
@@ -270,7 +271,7 @@ def measure_fast(predictor: Predictor, questions: list[Question], options: argpa
         )
         show(rows[-1])
     if options.config:
-        rows.append(scripted(predictor, questions, options, answer))
+        rows.append(scripted(predictor, questions, options, lambda: answer(None, 2 * options.tokens)))
     for event in said:
         if event["event"] == "warning":
             print("warning:", event["text"])
@@ -278,7 +279,7 @@ def measure_fast(predictor: Predictor, questions: list[Question], options: argpa
 
 
 def scripted(
-    predictor: Predictor, questions: list[Question], options: argparse.Namespace, answer: Callable[[int | None], None]
+    predictor: Predictor, questions: list[Question], options: argparse.Namespace, answer: Callable[[], None]
 ) -> dict:
     script, right = Script(predictor, questions), (Engine.advance, Engine.step)
     Engine.advance, Engine.step = script.around(right[0]), script.around(right[1])  # type: ignore[method-assign]
@@ -287,8 +288,8 @@ def scripted(
     try:
         lengths = [len(answer) for answer in script.answers.values()]
         name = f"ours, default rows, answers in the expected form ({min(lengths)} to {max(lengths)} tokens)"
-        row = measured(name, len(questions), lambda: answer(None), options.repeats)
-        row["passes"] = passes(lambda: answer(None))
+        row = measured(name, len(questions), answer, options.repeats)
+        row["passes"] = passes(answer)
     finally:
         Engine.advance, Engine.step = right  # type: ignore[method-assign]
         predictor.base.generation_config.eos_token_id = None
