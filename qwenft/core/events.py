@@ -111,13 +111,14 @@ def plan_rows(plan: Event) -> list[tuple[str, str]]:
     """The plan as (what, value) rows for people."""
     data, batch, updates, lora = plan["data"], plan["batch"], plan["updates"], plan["lora"]
     tokens, memory = plan["image_tokens"], plan["memory_gib"]
-    modules = ", ".join(f"{part} {count} modules" for part, count in lora["modules"].items())
+    full = lora.get("method") == "full"  # a run of an older version has no such word
+    modules = ", ".join(f"{part} {n} {'weights' if full else 'modules'}" for part, n in lora["modules"].items())
     devices = f"{batch['devices']} device{'s' if batch['devices'] > 1 else ''}"
     rows = [
         ("devices", ", ".join(plan["devices"])),
         ("data", f"{data['name']}, split {data['split']}: {data['samples']:,} samples, {data['pictures']:,} pictures"),
         ("model", f"{plan['model']}, {lora['total'] / 1e6:,.1f} M parameters"),
-        ("LoRA", f"{modules}; {lora['trainable']:,} trainable ({lora['share']:.2%})"),
+        ("full tuning" if full else "LoRA", f"{modules}; {lora['trainable']:,} trainable ({lora['share']:.2%})"),
         ("batch", f"{batch['batch_size']} x {devices} x {batch['accumulation']} accumulation = {batch['effective']}"),
         ("updates", updates["formula"]),
         ("image tokens", f"{tokens['min']} min, {tokens['median']} median, {tokens['max']} max"),

@@ -101,6 +101,9 @@ def load_base(
     )
     if not quantize:
         model.to(device)
+    for module in model.modules() if quantize else ():
+        # bitsandbytes 0.50 repacks weights for AVX-512 when it answers: in bf16, and only widths its block divides.
+        module.support_avx512bf16_for_cpu = False
     model.eval()
     return cast(Qwen2_5_VLForConditionalGeneration, model)
 
@@ -209,11 +212,18 @@ def read_trained(model: Any, folder: Path) -> dict[str, torch.Tensor]:
     """What `save_trained` wrote, under the names of the model's parameters.  Raises ModelError if it does not fit."""
     lora = isinstance(model, PeftModel)
     saved = _reading_adapter(folder, lambda: load_file(str(folder / (ADAPTER_FILE if lora else WEIGHTS_FILE))))
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     state = {name: saved[name.replace(".default.", ".") if lora else name] for name in names}
     if len(state) != len(saved):
         raise ModelError(f"{folder} holds {len(saved)} tensors, the model trains {len(state)}")
     return state
+
+
+def matched_in(model: Any, part: str, method: str) -> list[str]:
+    """Names of what learns in a part: layers under LoRA, weights of a full fine-tuning."""
+    if method == "lora":
+        return lora_modules(model, part)
+    return [name for name, _ in model.named_parameters() if part_of(name) == part]
 
 
 def load_adapter(base: Any, folder: Path) -> Any:

@@ -3,11 +3,14 @@
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from qwenft.core.config import TrainConfig, to_yaml
 from qwenft.core.files import write_whole
 from qwenft.core.runs import Contract, Run
+
+
+_KINDS: Final = {"lora": "a LoRA adapter for", "full": "weights from a full fine-tuning of"}
 
 
 def write_card(folder: Path, config: TrainConfig, contract: Contract, evals: Sequence[Mapping[str, Any]]) -> None:
@@ -20,11 +23,11 @@ def write_card(folder: Path, config: TrainConfig, contract: Contract, evals: Seq
         folder / "README.md",
         f"""---
 base_model: {contract.base}
-library_name: peft
+library_name: {"peft" if config.method == "lora" else "transformers"}
 pipeline_tag: image-text-to-text
-tags: [qwen2.5-vl, grounding, lora, qwenft]
+tags: [qwen2.5-vl, grounding, {config.method}, qwenft]
 ---
-# {contract.data}: a LoRA adapter for {contract.base}
+# {contract.data}: {_KINDS[config.method]} {contract.base}
 
 Trained by qwenft {contract.versions.get("qwenft", "")} on {len(contract.pictures)} pictures of `{contract.data}`
 ({", ".join(contract.tasks)}). Step 0 is the base model, asked in the same way.

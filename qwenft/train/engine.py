@@ -1,11 +1,13 @@
 """Engines: how processes share a model, in the Trainer's words; and whole weights out of divided ones."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainingArguments
@@ -71,6 +73,25 @@ def with_precision(arguments: TrainingArguments) -> TrainingArguments:
     return arguments
 
 
+def hold_to_engine(trainer: Any, config: TrainConfig) -> None:
+    """Let accelerate divide by FSDP on the CPU too: it leaves the plugin out there and takes DDP without a word.
+
+    Seen with accelerate 1.15 (state.py); preflight looks whether weights are divided as asked.
+    """
+    # The Trainer multiplies the loss in place, which is no view; the logits are one, and nothing is done to them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
+    if config.engine == "fsdp" and not trainer.is_fsdp_enabled:
+        state = trainer.accelerator.state
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+        state.distributed_type = DistributedType.FSDP
+        trainer.is_fsdp_enabled = True
+
+
+def is_divided(model: torch.nn.Module) -> bool:
+    """Whether a process holds only its share of a weight."""
+    return any(isinstance(parameter, DTensor) or _is_zero3(parameter) for parameter in model.parameters())
+
+
 def _is_zero3(parameter: torch.nn.Parameter) -> bool:
     return hasattr(parameter, "ds_id")
 
@@ -80,8 +101,12 @@ def whole_model(model: torch.nn.Module) -> Iterator[None]:
     """Inside the block every process has all weights of a divided model, and its layers keep them.
 
     So the processes may walk through it each in its own time, as generation does.  All must come here together.
+    Weights of two formats (float32 where they learn, bfloat16 where they are frozen) meet in bfloat16.
     """
     with ExitStack() as stack:
+        formats = {p.dtype for name, p in model.named_parameters() if p.is_floating_point() and "lora_" not in name}
+        if len(formats) > 1:
+            stack.enter_context(torch.autocast(next(model.parameters()).device.type, torch.bfloat16))
         divided = [module for module in model.modules() if isinstance(module, FSDPModule)]
         for module in divided:
             module.set_reshard_after_forward(False)

@@ -11,7 +11,7 @@ from qwenft.core.runs import Contract
 from qwenft.core.samples import PreparedDataset, Sample
 from qwenft.core.steps import Updates, count_updates
 from qwenft.model.inputs import image_tokens
-from qwenft.model.load import add_lora, load_config, lora_modules, meta_model
+from qwenft.model.load import load_config, matched_in, meta_model, trainable_model
 
 TEXT_TOKENS: Final = 110
 """Assumed for system text, question and answer of one sample: the Qwen team's prompt takes about 50, a box about 40."""
@@ -104,13 +104,19 @@ def _evaluation_steps(config: TrainConfig, dataset: PreparedDataset, updates: Up
 
 
 def lora_scope(config: TrainConfig, model_config: Any) -> dict[str, Any]:
-    """Which layers LoRA is put on: modules and trainable parameters a part, and their share of the whole."""
+    """What learns: modules under LoRA (or weights, with method=full) a part, parameters, and their share of the whole."""
     model = meta_model(model_config)
     total = sum(parameter.numel() for parameter in model.parameters())
-    matched = {part: len(lora_modules(model, part)) for part in config.parts}
-    tuned = add_lora(model, config.parts, config.rank, config.alpha, config.dropout)
+    matched = {part: len(matched_in(model, part, config.method)) for part in config.parts}
+    tuned = trainable_model(model, config)
     trainable = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
-    return {"modules": matched, "trainable": trainable, "total": total, "share": trainable / total}
+    return {
+        "method": config.method,
+        "modules": matched,
+        "trainable": trainable,
+        "total": total,
+        "share": trainable / total,
+    }
 
 
 def memory_estimate(

@@ -66,6 +66,7 @@ def preflight(config: TrainConfig, devices: Devices) -> None:
             trainer = _tiny_trainer(config, devices, folder)
             _count(devices)
             trainer.train()
+            _is_as_asked(trainer.model, config)
     except _FAILURES as error:
         raise misfit(config.engine, error) from error
     if config.engine == "deepspeed":
@@ -102,6 +103,14 @@ def misfit(engine: str, error: Exception) -> DeviceError:
     return DeviceError(f"a tiny step on engine={engine} fails, {pair}: {first}", hint=f"pip install {tried}{other}")
 
 
+def _is_as_asked(model: Any, config: TrainConfig) -> None:
+    from qwenft.train.engine import is_divided
+
+    should = config.engine == "fsdp" or (config.engine == "deepspeed" and config.zero_stage == 3)
+    if is_divided(model) != should:
+        raise RuntimeError(f"the weights are {'not ' * should}divided: another engine was used than asked for")
+
+
 def _count(devices: Devices) -> None:
     import torch
     from torch import distributed
@@ -119,7 +128,7 @@ def _tiny_trainer(config: TrainConfig, devices: Devices, folder: str) -> Any:
     import torch
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    from qwenft.train.engine import engine_arguments, start_deepspeed, with_precision
+    from qwenft.train.engine import engine_arguments, hold_to_engine, start_deepspeed, with_precision
 
     class Tiny(torch.nn.Module):
         """One layer and a loss."""
@@ -139,6 +148,7 @@ def _tiny_trainer(config: TrainConfig, devices: Devices, folder: str) -> Any:
             bf16=config.dtype == "bfloat16" or (config.dtype == "auto" and devices.kind == "cuda"),
             max_steps=1,
             per_device_train_batch_size=1,
+            ddp_find_unused_parameters=False,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -150,4 +160,5 @@ def _tiny_trainer(config: TrainConfig, devices: Devices, folder: str) -> Any:
     rows = [{"x": torch.ones(4), "labels": torch.zeros(4)} for _ in range(devices.world)]
     trainer = Trainer(model=Tiny(), args=arguments, train_dataset=rows)
     trainer.remove_callback(PrinterCallback)
+    hold_to_engine(trainer, config)
     return trainer

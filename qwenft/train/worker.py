@@ -42,7 +42,8 @@ from qwenft.predict.generate import Predictor
 from qwenft.train.batches import NamedData, collate_named
 from qwenft.train.card import write_card, write_curves
 from qwenft.train.checkpoints import complete_checkpoints, step_of
-from qwenft.train.engine import engine_arguments, start_deepspeed, with_precision
+from qwenft.train.engine import engine_arguments, hold_to_engine, start_deepspeed, with_precision
+from qwenft.train.gradients import GradientCheck
 from qwenft.train.plan import make_plan
 from qwenft.train.preflight import check_shared, preflight
 from qwenft.train.resume import check_same, events_until, first_plan
@@ -354,9 +355,10 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
         args=arguments,
         train_dataset=NamedData(TrainingData(dataset, dataset.samples(dataset.train), encoder)),
         data_collator=partial(collate_named, pad_id=pad_id, image_id=base.config.image_token_id, fast=config.fast),
-        callbacks=[conductor],
+        callbacks=[conductor, GradientCheck(config.parts, taken_away=config.engine == "deepspeed")],
     )
     _silence(trainer)
+    hold_to_engine(trainer, config)
     conductor.trainer = trainer
     return Session(trainer, conductor, examiner, best, updates["total"])
 
