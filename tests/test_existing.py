@@ -1,13 +1,18 @@
 """Answers that exist already: lines of predict and of other tools, two runs side by side, several data sets at once."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_score import BOX, ELSEWHERE, HELD_OUT, TRAIN, House, grounding, house, prepared, says
+from test_score import BOX, ELSEWHERE, HELD_OUT, TRAIN, FakePredictor, House, grounding, house, prepared, says
 
 from qwenft.core.errors import DataError, RunError, UsageError
 from qwenft.core.files import write_jsonl
+from qwenft.core.predictions import Prediction, Question
+from qwenft.core.runs import choose_answerer
+from qwenft.evaluate.asking import kept_answers
 from qwenft.evaluate.existing import compare_runs, evaluate_predictions
 from qwenft.evaluate.match import load_predictions, match_predictions
 from qwenft.evaluate.run import command_of, evaluate_data
@@ -125,6 +130,48 @@ def test_the_same_data_twice_is_wrong_usage(house: House) -> None:
 def test_the_report_shows_the_command_that_asks_again() -> None:
     inputs = {"run": "my run", "data": None, "baseline": True, "limit": 5, "batch_size": 8, "gpus": "cpu"}
     assert command_of(inputs) == "qwenft eval --run 'my run' --baseline --limit 5 --batch-size 8 --gpus cpu"
+
+
+# A killed evaluation
+
+
+def test_a_killed_evaluation_goes_on_with_whole_portions(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = house.add_run("first")
+    monkeypatch.setattr("qwenft.predict.outputs.PORTION", 4)
+    asked: list[str] = []
+    real = FakePredictor.answer
+
+    def until(last: int) -> None:
+        def answer(self: FakePredictor, questions: list[Question], **options: Any) -> Iterator[Prediction]:
+            for prediction in real(self, questions, **options):
+                if len(asked) == last:
+                    raise KeyboardInterrupt
+                asked.append(prediction.question.id)
+                yield prediction
+
+        monkeypatch.setattr(FakePredictor, "answer", answer)
+
+    until(6)  # of nine: one portion of four is whole
+    with pytest.raises(KeyboardInterrupt):
+        house.evaluate(baseline=True)
+    assert [path.suffix for path in run.evals.iterdir()] == [".jsonl"]
+    asked.clear()
+    until(14)  # the rest, and all of the base model
+    result = house.evaluate(baseline=True)
+    assert asked == [sample.id for sample in HELD_OUT[4:]] + [sample.id for sample in HELD_OUT]
+    assert "4 answers are kept" in house.texts()
+    assert result.metrics["samples"]["scored"] == len(HELD_OUT)
+    assert [path.name for path in run.evals.iterdir()] == ["dogs-val"]  # nothing is left over
+
+
+def test_an_adapter_that_was_trained_on_begins_anew(house: House) -> None:
+    run = house.add_run("first")
+    weights = run.adapter / "adapter_model.safetensors"
+    found = set()
+    for content in ("one", "two, longer"):
+        weights.write_text(content)
+        found.add(kept_answers(run.evals, "dogs-val", choose_answerer("first", None, house.root), None))
+    assert len(found) == 2
 
 
 # At the command line

@@ -243,24 +243,25 @@ def contract_of(base: str, *pictures: str, data: str = "") -> Contract:
 class FakePredictor:
     """Finds what it is told: with its adapter BOX to a hair, without it nothing that can be read."""
 
-    def __init__(self, contract: Contract) -> None:
-        self.contract = contract
-        self.adapted = True
+    def __init__(self, contract: Contract, adapter: Path | None = None) -> None:
+        self.contract, self.adapter = contract, adapter
 
     def answer(
         self, questions: Sequence[Question], *, batch_size: int | None = None, emit: Emit = ignore
     ) -> Iterator[Prediction]:
         for question in questions:
-            if self.adapted:
-                yield Prediction(question, "ok", (Detected((10.001, 10, 60, 60), "the dog", 0.5),), "[…]", "Locate it")
+            by = {"model": self.contract.base, "adapter": None if self.adapter is None else str(self.adapter)}
+            if self.adapter:
+                box = Detected((10.001, 10, 60, 60), "the dog", 0.5)
+                yield Prediction(question, "ok", (box,), "[…]", "Locate it", **by)  # type: ignore[arg-type]
             else:
-                yield Prediction(question, "unparsable", (), "no", "Locate it")
+                yield Prediction(question, "unparsable", (), "no", "Locate it", **by)  # type: ignore[arg-type]
 
     @contextmanager
     def adapter_disabled(self) -> Iterator[None]:
-        self.adapted = False
+        adapter, self.adapter = self.adapter, None
         yield
-        self.adapted = True
+        self.adapter = adapter
 
 
 class House:
@@ -282,7 +283,7 @@ class House:
     def load(self, subject: Answerer, gpus: str | None, emit: Emit) -> FakePredictor:
         model, adapter = subject.model, subject.adapter
         self.loaded.append((model, adapter, gpus))
-        return FakePredictor(Contract.read(adapter) if adapter else contract_of(model))
+        return FakePredictor(Contract.read(adapter) if adapter else contract_of(model), adapter)
 
     def evaluate(self, **options: Any) -> Any:
         return evaluate_run(root=self.root, emit=self.said.append, **options)
@@ -381,7 +382,7 @@ def test_an_interrupted_evaluation_leaves_nothing(house: House, monkeypatch: pyt
     monkeypatch.setattr(FakePredictor, "answer", stop)
     with pytest.raises(KeyboardInterrupt):
         house.evaluate()
-    assert not run.evals.exists()
+    assert list(run.evals.iterdir()) == []
 
 
 def test_a_run_without_an_adapter_and_one_that_is_not_there_are_errors(house: House) -> None:

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +14,7 @@ from qwenft.core.files import whole_folder, write_json, write_jsonl, write_whole
 from qwenft.core.predictions import Prediction, Question
 from qwenft.core.runs import Answerer, Contract, choose_answerer
 from qwenft.core.samples import PreparedDataset, Sample, open_dataset
+from qwenft.evaluate.asking import ask, forget_answers, kept_answers
 from qwenft.evaluate.compare import compare_predictions
 from qwenft.evaluate.report import Evaluation, render_report
 from qwenft.evaluate.score import eyeless_baseline, score_predictions, scored_split
@@ -85,6 +86,7 @@ def evaluate_run(
     run: name or path.  Unset: the latest finished run, if `model` is unset or is the model that run was trained on;
     otherwise the base model.  data, split: unset: the run's own data set or the only one, and its held-out split.
     baseline: the model without its adapter answers too.  limit: at most so many samples, evenly spread over the split.
+    A killed evaluation goes on where it stopped, in portions of 1,024 answers, and ends with the same figures.
     Writes <run>/eval/<data>-<split>/, whole or absent; a part of a split has its own folder (…-<number>), and a base
     model writes under runs/base-<model>/.  Raises UsageError, RunError, DataError, ModelError or DeviceError.
     """
@@ -123,10 +125,11 @@ def evaluate_data(
             "run": run, "data": None if each is None else str(each), "split": split, "model": model,
             "baseline": baseline, "limit": limit, "batch_size": batch_size, "gpus": gpus,
         }  # fmt: skip
-        answers = _let_answer(predictor, subject, exam, baseline=baseline, batch_size=batch_size, emit=emit)
+        evals = subject.run.evals if subject.run else base / "runs" / _base_name(subject.model) / "eval"
+        answers = _let_answer(predictor, subject, exam, evals, baseline=baseline, batch_size=batch_size, emit=emit)
         metrics = {**_metrics(subject, exam, answers), "inputs": inputs}
-        home = subject.run.path if subject.run else base / "runs" / _base_name(subject.model)
-        results.append(_written(home / "eval" / exam.name, metrics, subject, exam, answers))
+        results.append(_written(evals / exam.name, metrics, subject, exam, answers))
+        forget_answers(evals, exam.name)
         emit(note(f"report: {results[-1].report}"))
     return results
 
@@ -218,17 +221,25 @@ def _trained_on(subject: Answerer, samples: Sequence[Sample]) -> dict[str, int] 
 
 
 def _let_answer(
-    predictor: "Predictor", subject: Answerer, exam: _Exam, *, baseline: bool, batch_size: int | None, emit: Emit
+    predictor: "Predictor",
+    subject: Answerer,
+    exam: _Exam,
+    evals: Path,
+    *,
+    baseline: bool,
+    batch_size: int | None,
+    emit: Emit,
 ) -> _Answers:
     questions = [Question.of(sample, exam.dataset.path) for sample in exam.samples]
-    ours = _as_written(predictor.answer(questions, batch_size=batch_size, emit=emit))
+    kept = kept_answers(evals, exam.name, subject, batch_size)
+    ours = ask(predictor, questions, kept, batch_size=batch_size, emit=emit)
     theirs = None
     if baseline and subject.adapter is None:
         emit(warning("--baseline compares an adapter with its base model; here the base model itself is scored"))
     elif baseline:
         emit(note(f"the base model {subject.model} answers the same questions"))
         with predictor.adapter_disabled():
-            theirs = _as_written(predictor.answer(questions, batch_size=batch_size, emit=emit))
+            theirs = ask(predictor, questions, kept.with_suffix(".base.jsonl"), batch_size=batch_size, emit=emit)
     return _Answers(ours, theirs, predictor.contract)
 
 
@@ -236,11 +247,6 @@ def _load_predictor(subject: Answerer, gpus: str | None, emit: Emit) -> "Predict
     from qwenft.predict.generate import Predictor  # torch, transformers: seconds, so only here
 
     return Predictor.load(subject.model, subject.adapter, gpus=gpus, emit=emit)
-
-
-def _as_written(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Scored is what stands in the file (rounded), so that scoring the file again gives the same figures."""
-    return [Prediction.from_json(prediction.to_json()) for prediction in predictions]
 
 
 def _metrics(subject: Answerer, exam: _Exam, answers: _Answers) -> dict[str, Any]:
