@@ -374,24 +374,26 @@ def test_kills_at_random_moments_change_nothing_in_the_file(
         process.start()
         return process
 
-    began = time.monotonic()
     undisturbed = start(tmp_path / "whole.jsonl")
     undisturbed.join(120)
-    span, whole = time.monotonic() - began, (tmp_path / "whole.jsonl").read_bytes()
+    whole = (tmp_path / "whole.jsonl").read_bytes()
     assert undisturbed.exitcode == 0
     assert whole.count(b"\n") == 48 and whole.count(b'"status": "error"') == 16
-    moments, kills, torn = random.Random(7), 0, tmp_path / "torn.jsonl"
-    while True:
+    torn, kills = tmp_path / "torn.jsonl", 0
+    for part in range(4):  # killed once it is somewhere in each quarter of the file
+        moment = round(random.Random(part).uniform(part / 4, (part + 0.9) / 4) * len(whole))
         process = start(torn)
-        process.join(moments.uniform(0.2, 0.7) * span if kills < 5 else 120)
-        if process.exitcode is not None:
-            assert process.exitcode == 0
-            break
-        os.kill(process.pid, signal.SIGKILL)
+        while process.is_alive() and (torn.stat().st_size if torn.exists() else 0) < moment:
+            time.sleep(0.0005)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
         process.join()
-        kills += 1
-        assert whole.startswith(torn.read_bytes() if torn.exists() else b""), "whole lines, in order, the same ones"
+        assert whole.startswith(torn.read_bytes() if torn.exists() else b""), "the same lines in the same order"
     assert kills >= 2
+    last = start(torn)
+    last.join(120)
+    assert last.exitcode == 0
     assert torn.read_bytes() == whole
 
 
@@ -410,9 +412,29 @@ def test_a_box_is_asked_about_in_red_and_scored_by_yes_against_no(scenes: Prepar
         assert replace(after, objects=before.objects, score_by="tokens") == before
         assert [item.box_xyxy for item in after.objects] == [item.box_xyxy for item in before.objects]
         assert all(0 < (item.score or 0) < 1 for item in after.objects)
+    while_answering = list(rescored(predictor, predictor.answer(questions)))
+    assert [answer.to_json() for answer in while_answering] == [answer.to_json() for answer in asked_back]
     one_by_one = [next(iter(rescored(predictor, [answer]))) for answer in plain]
     for together, alone in zip(asked_back, one_by_one, strict=True):
         assert together.objects[0].score == pytest.approx(alone.objects[0].score, rel=1e-3)
+
+
+def test_out_of_memory_asks_about_fewer_boxes_at_once(scenes: PreparedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    sizes: list[int] = []
+
+    def yes(_: Any, asked: Sequence[Any]) -> list[float]:
+        sizes.append(len(asked))
+        if len(asked) > 2:
+            raise torch.cuda.OutOfMemoryError
+        return [0.5] * len(asked)
+
+    monkeypatch.setattr("qwenft.predict.verify._yes", yes)
+    question = Question.of(scenes.samples("train")[0], scenes.path)
+    (answer,) = rescored(Predictor.load("tiny", gpus="cpu"), [answered(question, *[DOG, CAT] * 5)])
+    assert sizes == [10, 8, 4, 2, 2, 2, 2, 2]
+    assert [item.score for item in answer.objects] == [0.5] * 10
 
 
 def test_the_red_box_lies_on_the_box_and_nowhere_else() -> None:

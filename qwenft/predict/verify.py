@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from PIL import Image, ImageDraw
 
 from qwenft.core.boxes import Box
-from qwenft.core.predictions import Prediction
+from qwenft.core.errors import DeviceError
+from qwenft.core.predictions import Detected, Prediction, Question
 from qwenft.prepare.pictures import open_upright
 
 if TYPE_CHECKING:
+    from qwenft.model.inputs import Encoded
     from qwenft.predict.generate import Predictor
 
 PROMPT: Final = "Is {label} inside the red box? Answer Yes or No."
@@ -37,24 +39,35 @@ def rescored(predictor: "Predictor", answers: Iterable[Prediction]) -> Iterator[
 
 
 def _rescore(predictor: "Predictor", answers: Sequence[Prediction]) -> Iterator[Prediction]:
-    asked = [
-        predictor.encoder.asked(
-            predictor.encoder.picture(with_red_box(open_upright(answer.question.image), item.box_xyxy)),
-            PROMPT.replace("{label}", answer.question.query or item.label or "the object"),
-        )
-        for answer in answers
-        for item in answer.objects
-    ]
-    scores = iter(
-        [
-            score
-            for at in range(0, len(asked), BOXES_AT_ONCE)
-            for score in _yes(predictor, asked[at : at + BOXES_AT_ONCE])
-        ]
-    )
+    scores = iter(_scores(predictor, [(answer.question, item) for answer in answers for item in answer.objects]))
     for answer in answers:
         objects = tuple(replace(item, score=next(scores)) for item in answer.objects)
         yield answer if answer.status == "error" else replace(answer, objects=objects, score_by="yes-no")
+
+
+def _scores(predictor: "Predictor", boxes: Sequence[tuple[Question, Detected]]) -> list[float]:
+    """A score for each box; out of memory halves how many are asked about at once."""
+    import torch
+
+    scores: list[float] = []
+    at_once = BOXES_AT_ONCE
+    while len(scores) < len(boxes):
+        try:
+            scores += _yes(predictor, [_asked(predictor, *box) for box in boxes[len(scores) : len(scores) + at_once]])
+        except torch.cuda.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            if at_once == 1:
+                raise DeviceError(
+                    f"one box does not fit in the GPU's memory: {error}", hint="--score tokens"
+                ) from error
+            at_once //= 2
+    return scores
+
+
+def _asked(predictor: "Predictor", question: Question, item: Detected) -> "Encoded":
+    picture = predictor.encoder.picture(with_red_box(open_upright(question.image), item.box_xyxy))
+    name = question.query or item.label or "the object"
+    return predictor.encoder.asked(picture, PROMPT.replace("{label}", name))
 
 
 def with_red_box(upright: Image.Image, box_xyxy: Box) -> Image.Image:
@@ -66,7 +79,7 @@ def with_red_box(upright: Image.Image, box_xyxy: Box) -> Image.Image:
     return picture
 
 
-def _yes(predictor: "Predictor", asked: Sequence[Any]) -> list[float]:
+def _yes(predictor: "Predictor", asked: Sequence["Encoded"]) -> list[float]:
     """P(yes) / (P(yes) + P(no)) of the first token of each answer."""
     import torch
 
