@@ -119,7 +119,9 @@ def read_records(path: Path) -> Iterator[Record]:
     else:
         raise DataError(
             f"{path} is neither JSON nor JSONL: it starts with {first!r}",
-            hint="a JSON file starts with [ or {, a JSONL file has one {…} a line",
+            hint="save it as UTF-8: it seems to be UTF-16"
+            if first in (b"\xff", b"\xfe")
+            else "a JSON file starts with [ or {, a JSONL file has one {…} a line",
         )
 
 

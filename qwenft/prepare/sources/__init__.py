@@ -20,6 +20,7 @@ from qwenft.prepare.sources import (
     records,
     refs,
     table,
+    unknown,
     voc,
     yolo,
 )
@@ -171,7 +172,8 @@ def detect(path: Path) -> str:
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"{path.absolute()} is empty (0 bytes)", hint="was its download or copy interrupted?")
     lines = "\n".join(f"  {loader.what}" for loader in LOADERS.values())
-    raise DataError(f"{path.absolute()} has no known format. Known are:\n{lines}", hint="qwenft prepare --help")
+    hint = unknown.advice(path) or "qwenft prepare --help"
+    raise DataError(f"{path.absolute()} has no known format. Known are:\n{lines}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ def read_csv(path: Path) -> Iterator[Record]:
         try:
             reader = csv.reader(file, delimiter=_delimiter(path), strict=True)
             names = [name.strip() for name in next(reader, [])]
+            if sum(map(_is_number, names)) > 1:
+                raise DataError(
+                    f"{path.absolute()} has no names in its first line: {', '.join(names)[:200]}",
+                    hint="put them there, for example: filename,xmin,ymin,xmax,ymax,class",
+                )
             repeated = [name for name, number in Counter(names).items() if number > 1]
             if repeated:
                 raise DataError(f"{path.absolute()} has two columns {repeated[0]!r}")
@@ -69,6 +74,14 @@ def read_csv(path: Path) -> Iterator[Record]:
             raise DataError(f"{path.absolute()}{where}: broken CSV ({error})", hint="mend the file there") from error
         except UnicodeDecodeError as error:
             raise DataError(f"{path.absolute()} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _delimiter(path: Path) -> str:
