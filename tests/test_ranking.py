@@ -186,6 +186,7 @@ def test_what_is_absent_is_never_mixed_with_what_is_there() -> None:
     assert figures["several"]["N-acc"] == figures["negatives"]["rejection_rate"] == pytest.approx(1 / 3)
     assert figures["positives"]["n"] == 2
     assert sum(group["n"] for group in figures["by"]["length"].values()) == 2
+    assert figures["ranking"] == score_predictions(asked[:2], said[:2])["grounding"]["ranking"]
 
 
 # By category, size and length
