@@ -9,7 +9,6 @@ from qwenft.core.config import TrainConfig, to_yaml
 from qwenft.core.files import write_whole
 from qwenft.core.runs import Contract, Run
 
-
 _KINDS: Final = {"lora": "a LoRA adapter for", "full": "weights from a full fine-tuning of"}
 
 

@@ -104,7 +104,7 @@ def _evaluation_steps(config: TrainConfig, dataset: PreparedDataset, updates: Up
 
 
 def lora_scope(config: TrainConfig, model_config: Any) -> dict[str, Any]:
-    """What learns: modules under LoRA (or weights, with method=full) a part, parameters, and their share of the whole."""
+    """What learns: modules under LoRA (or weights, with method=full) a part; parameters and their share."""
     model = meta_model(model_config)
     total = sum(parameter.numel() for parameter in model.parameters())
     matched = {part: len(matched_in(model, part, config.method)) for part in config.parts}

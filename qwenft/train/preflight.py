@@ -1,4 +1,4 @@
-"""Before pictures and weights are read: versions, one all-reduce, one tiny step on the engine; errors name the versions."""
+"""Before pictures and weights are read: versions, one all-reduce and one tiny step on the engine."""
 
 import tempfile
 import time
