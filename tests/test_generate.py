@@ -111,6 +111,7 @@ def test_a_random_model_says_the_same_token_by_token(
         for query in queries
     ]
     fast = answers(noise, questions, fast=True, batch_size=rows, max_new_tokens=limit)
+    assert [one.question for one in fast] == questions
     assert_equal(fast, answers(noise, questions, fast=False, batch_size=1, max_new_tokens=limit))
 
 
