@@ -1,5 +1,6 @@
 """Pictures are decoded once: in several processes, after an interruption, after a kill, and when prepared again."""
 
+import errno
 import json
 import os
 import subprocess
@@ -181,6 +182,40 @@ def test_an_index_cannot_name_a_file_outside(tmp_path: Path) -> None:
     rows[1] |= {"image": f"images/../../{secret.name}"}
     index.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert content_of(prepare(source, tmp_path, command="-", overwrite=True).path) == first
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_a_full_disk_is_one_error_and_what_was_stored_is_used_when_there_is_room(tmp_path: Path, num_proc: int) -> None:
+    source = mixed_source(tmp_path / "set", 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_module, "_start", _start_on_a_small_disk)
+        patch.setattr(store_module, "_write", _fail_after(10))
+        with pytest.raises(DataError, match="cannot be made: No space left on device") as caught:
+            prepare(source, tmp_path, num_proc=num_proc)
+    assert "--out" in caught.value.hint and not (tmp_path / "data" / "set").exists()
+    events: list[Any] = []
+    assert prepare(source, tmp_path, emit=events.append).manifest.counts["rejected"] == 10
+    assert any("of an earlier prepare used again" in event.get("text", "") for event in events)
+
+
+def _fail_after(count: int) -> Any:
+    left, write = [count], store_module._write
+
+    def limited(path: Path, content: bytes) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content)
+
+    return limited
+
+
+_start = store_module._start
+
+
+def _start_on_a_small_disk(*folders: Any) -> None:
+    store_module._write = _fail_after(5)
+    _start(*folders)
 
 
 KILLS = """

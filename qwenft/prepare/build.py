@@ -119,10 +119,22 @@ def prepare_dataset(
         sizes = ", ".join(f"{split} {len(samples):,}" for split, samples in made.samples.items())
         emit(note(f"a dry run, nothing was written; samples it would give: {sizes}"))
         return PreparedDataset(folder, made.manifest, dict(made.samples))
-    with whole_folder(folder, keep="images") as staging:
-        _check_out(folder, target, dataset, overwrite=overwrite)  # another prepare may have come in between
-        _build(staging, folder.name, source, request=request, options=options, emit=emit)
+    try:
+        with whole_folder(folder, keep="images") as staging:
+            _check_out(folder, target, dataset, overwrite=overwrite)  # another prepare may have come in between
+            _build(staging, folder.name, source, request=request, options=options, emit=emit)
+    except OSError as error:
+        raise _disk_error(folder, error) from error
     return PreparedDataset.open(folder)
+
+
+def _disk_error(folder: Path, error: OSError) -> DataError:
+    """A full disk, a folder that may not be written: what was stored so far stays for the next try."""
+    where = f" ({error.filename})" if error.filename else ""
+    return DataError(
+        f"{folder} cannot be made: {error.strerror or error}{where}",
+        hint="make room and type it again (pictures that are stored are kept), or --out /a/larger/disk/NAME",
+    )
 
 
 def _check_options(limit: int | None, val_fraction: float, output_format: str, exif: str, preview: int) -> None:
