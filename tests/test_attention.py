@@ -1,4 +1,4 @@
-"""The fast pieces are the same computation: losses and adapter gradients equal the plain path's in float32."""
+"""The fast vision tower is the same computation: losses and adapter gradients equal the plain path's in float32."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from PIL import Image
 from qwenft.core.samples import Sample, SceneObject
 from qwenft.model import attention
 from qwenft.model.attention import enable_fast_vision, set_fast_vision
-from qwenft.model.inputs import Encoder, collate, only_supervised
+from qwenft.model.inputs import Encoder, collate
 from qwenft.model.load import add_lora, base_contract, load_base, load_processor
 
 SIDES = st.integers(30, 420)
@@ -68,7 +68,7 @@ def fast_against_plain(model: Any, batch: dict[str, torch.Tensor]) -> tuple[floa
     plain_loss, plain = loss_and_gradients(model, batch)
     set_fast_vision(model.get_base_model(), True)
     try:
-        loss, gradients = loss_and_gradients(model, only_supervised(batch))
+        loss, gradients = loss_and_gradients(model, batch)
     finally:
         set_fast_vision(model.get_base_model(), False)
     assert len(plain) == 2 * (6 * 7 + 4 * 5)
@@ -77,7 +77,7 @@ def fast_against_plain(model: Any, batch: dict[str, torch.Tensor]) -> tuple[floa
 
 @settings(max_examples=12)
 @given(st.lists(st.tuples(SIDES, SIDES, QUERIES, st.integers(0, 4)), min_size=1, max_size=4))
-def test_the_fast_step_has_the_loss_and_the_gradients_of_the_plain_one(
+def test_the_fast_tower_has_the_loss_and_the_gradients_of_the_plain_one(
     tuned: tuple[Any, Encoder], folder: Path, drawn: list[tuple[int, int, str, int]]
 ) -> None:
     model, encoder = tuned
@@ -109,26 +109,6 @@ def test_a_broken_window_is_noticed(
     assert gradients > 1e-4
 
 
-def test_a_position_off_by_one_is_noticed(tuned: tuple[Any, Encoder], folder: Path) -> None:
-    model, encoder = tuned
-    batch = batch_of(encoder, folder, [(150, 150, "x", 1)])
-    plain, _ = loss_and_gradients(model, batch)
-    moved = only_supervised(batch)
-    moved["logits_to_keep"] = moved["logits_to_keep"].roll(1, dims=1)
-    loss, _ = loss_and_gradients(model, moved)
-    assert abs(loss - plain) / plain > 1e-3
-
-
-def test_only_the_learned_positions_get_logits(tuned: tuple[Any, Encoder], folder: Path) -> None:
-    model, encoder = tuned
-    batch = batch_of(encoder, folder, [(150, 150, "x", 1), (150, 300, "a longer one", 3)])
-    asked = only_supervised(batch)
-    learned = int((batch["labels"] != -100).sum())
-    assert int(asked["logits_to_keep"].sum()) == len(asked["shift_labels"]) == learned
-    with torch.no_grad():
-        assert model(**asked).logits.shape[:-1].numel() == learned
-
-
 def test_switching_back_restores_the_stock_tower(tuned: tuple[Any, Encoder]) -> None:
     base = tuned[0].get_base_model()
     set_fast_vision(base, True)
@@ -158,3 +138,25 @@ def test_a_probe_that_fails_leaves_the_stock_tower_and_says_why(
     monkeypatch.setattr(attention, "_by_length", missing)
     assert "no kernel for this device" in enable_fast_vision(base)
     assert base.model.visual.config._attn_implementation == "sdpa"
+
+
+def test_a_frozen_mlp_is_as_wide_as_the_kernels_like_and_gives_the_same() -> None:
+    base = load_base("tiny", torch.float32, "cpu").requires_grad_(False)
+    mlp = base.model.visual.blocks[0].mlp
+    before = {name: tensor.clone() for name, tensor in mlp.state_dict().items()}
+    width = before["up_proj.weight"].shape[0]
+    seen = torch.randn(5, before["up_proj.weight"].shape[1])
+    plain = mlp(seen)
+    attention._set_width(mlp, width + 36)
+    assert [layer.weight.shape[0] for layer in (mlp.gate_proj, mlp.up_proj)] == [width + 36] * 2
+    assert torch.equal(mlp.down_proj.weight[:, width:], torch.zeros(len(mlp.down_proj.weight), 36))
+    torch.testing.assert_close(mlp(seen), plain)
+    attention._set_width(mlp, width)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in mlp.state_dict().items())
+
+
+def test_an_mlp_with_lora_keeps_its_width(tuned: tuple[Any, Encoder]) -> None:
+    mlp = tuned[0].get_base_model().model.visual.blocks[0].mlp
+    width = mlp.gate_proj.weight.shape[0]
+    attention._set_width(mlp, width + 36)
+    assert mlp.gate_proj.weight.shape[0] == width

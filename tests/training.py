@@ -52,8 +52,8 @@ def train_here(
     return status, run, [json.loads(line) for line in channel.read_text().splitlines()]
 
 
-def end_at(monkeypatch: pytest.MonkeyPatch, micro_batch: int, how: BaseException | None = None) -> None:
-    """Let SIGTERM come, or `how` be raised, in the middle of the n-th micro-batch (from 1) of the next training."""
+def end_at(monkeypatch: pytest.MonkeyPatch, update: int, how: BaseException | None = None) -> None:
+    """Let SIGTERM come in the n-th update (from 1) of the next training, or `how` be raised before it is applied."""
     from qwenft.train.trainer import AdapterTrainer
 
     seen = []
@@ -61,10 +61,11 @@ def end_at(monkeypatch: pytest.MonkeyPatch, micro_batch: int, how: BaseException
 
     def counted(self: Any, *arguments: Any) -> Any:
         seen.append(None)
-        if len(seen) == micro_batch and how is not None:
-            raise how
-        if len(seen) == micro_batch:
+        if len(seen) == update and how is None:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *arguments)
+        loss = original(self, *arguments)
+        if len(seen) == update and how is not None:
+            raise how
+        return loss
 
     monkeypatch.setattr(AdapterTrainer, "training_step", counted)

@@ -82,7 +82,9 @@ class TrainConfig(BaseModel):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the frozen weights. auto: bfloat16 on a GPU, float32 on the CPU."""
     fast: bool = True
-    """Vision windows in one call, logits only where learned: the same computation, probed at start. false: plain."""
+    """Each picture read once for its questions, rows packed, kernels fused: the same sums, probed. false: plain."""
+    max_tokens: PositiveInt | None = None
+    """With fast=true, tokens that go through the model at a time; an update is cut there. Unset: what fits."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: half the memory, several times slower (benchmarks/README.md)."""
     save_every: PositiveInt | None = None

@@ -4,7 +4,7 @@ Letters in shapes: B questions, L tokens, P patches of all pictures in the batch
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from qwenft.core.boxes import FACTOR, MERGE, PATCH, Size, num_image_tokens, smar
 from qwenft.core.errors import DataError, ModelError
 from qwenft.core.predictions import Question
 from qwenft.core.runs import Contract
-from qwenft.core.samples import PreparedDataset, Sample
+from qwenft.core.samples import Sample
 from qwenft.prepare.pictures import open_upright
 
 IGNORED: Final = -100
@@ -34,6 +34,7 @@ class Picture:
     """A picture as the model sees it."""
 
     pixel_values_PD: torch.Tensor
+    """(0, D) where only the frame is wanted, since the picture's features are known."""
     grid_thw: torch.Tensor
     """(3,): 1, rows of patches, columns of patches."""
     image_wh: Size
@@ -51,6 +52,8 @@ class Encoded:
     picture: Picture
     prompt: str
     """The user's turn as text, without the picture."""
+    shared: int
+    """So many tokens at the beginning are the same for every question about the picture."""
 
 
 @dataclass
@@ -93,28 +96,30 @@ class Encoder:
         before, between, after = self._frame
         image_id = self.processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         num_tokens = num_image_tokens(picture.input_wh)
-        ids = before + [image_id] * num_tokens + between + self._ids(prompt, special=False) + after
-        return Encoded(ids, [IGNORED] * len(ids), picture, prompt)
+        shared = before + [image_id] * num_tokens + between
+        ids = shared + self._ids(prompt, special=False) + after
+        return Encoded(ids, [IGNORED] * len(ids), picture, prompt, len(shared))
 
-    def sample(self, sample: Sample, folder: Path) -> Encoded:
-        """Encode a sample to learn from: labels cover the answer and the end of its turn, nothing else."""
-        asked = self.question(Question.of(sample, folder))
-        if asked.picture.image_wh != sample.image_wh:
+    def sample(self, sample: Sample, folder: Path, picture: Picture | None = None) -> Encoded:
+        """Encode a sample to learn from: labels cover the answer and the end of its turn, nothing else.
+
+        picture: the sample's, where it is there already; samples that are given the same one can share its tokens.
+        Raises DataError for a picture that cannot be read or is not what `prepare` saw.
+        """
+        picture = picture or self.picture(open_upright(folder / sample.image))
+        if picture.image_wh != sample.image_wh:
             raise DataError(
-                f"{folder / sample.image} is {asked.picture.image_wh}, its sample {sample.id} says {sample.image_wh}",
+                f"{folder / sample.image} is {picture.image_wh}, its sample {sample.id} says {sample.image_wh}",
                 hint="it was changed after prepare: prepare it again",
             )
+        asked = self.asked(picture, self.contract.prompts.text(sample.task, sample.query, sample.categories))
         target = self._ids(target_text(sample, asked.picture.input_wh), special=False)
         target.append(self.processor.tokenizer.convert_tokens_to_ids(END_OF_TURN))
-        return Encoded(asked.input_ids + target, asked.labels + target, asked.picture, asked.prompt)
+        return replace(asked, input_ids=asked.input_ids + target, labels=asked.labels + target)
 
     def picture(self, upright: Image.Image) -> Picture:
         """Resize once, by our own call, and cut into patches.  Raises DataError where the frame would not hold."""
-        contract = self.contract
-        try:
-            wanted_wh = smart_resize(upright.size, contract.min_pixels, contract.max_pixels)
-        except ValueError as error:
-            raise DataError(f"the picture cannot be shown to the model: {error}") from error
+        wanted_wh = self._input_wh(upright.size)
         pixels = tvf.pil_to_tensor(upright)
         # The processor's own resize (same call, same kernel), made here so that its size is ours and it happens once.
         resized = tvf.resize(pixels, [wanted_wh[1], wanted_wh[0]], InterpolationMode.BICUBIC, antialias=True)
@@ -126,6 +131,18 @@ class Encoder:
             raise ModelError(f"resized to {wanted_wh}, but the processor's grid says {input_wh}, {num_patches} patches")
         return Picture(made["pixel_values"], grid, upright.size, input_wh)
 
+    def frame(self, image_wh: Size) -> Picture:
+        """What is known of a picture of this size, in px, without reading it: all but its pixels."""
+        input_wh = self._input_wh(image_wh)
+        grid = torch.tensor([1, input_wh[1] // PATCH, input_wh[0] // PATCH])
+        return Picture(torch.empty(0, 0), grid, image_wh, input_wh)
+
+    def _input_wh(self, image_wh: Size) -> Size:
+        try:
+            return smart_resize(image_wh, self.contract.min_pixels, self.contract.max_pixels)
+        except ValueError as error:
+            raise DataError(f"the picture cannot be shown to the model: {error}") from error
+
 
 def target_text(sample: Sample, input_wh: Size) -> str:
     """What the model is to answer: boxes in input px from top to bottom, then left to right; a caption as it is."""
@@ -135,21 +152,6 @@ def target_text(sample: Sample, input_wh: Size) -> str:
         (to_input_px(item.bbox, sample.image_wh, input_wh), item.label) for item in sample.objects if not item.crowd
     ]
     return answer.write_answer(sorted(boxes, key=lambda pair: (pair[0][1], pair[0][0])), input_wh)
-
-
-@dataclass
-class TrainingData(torch.utils.data.Dataset[Encoded]):
-    """The samples of a split, decoded and encoded when a batch is made; nothing heavy is kept."""
-
-    dataset: PreparedDataset
-    samples: Sequence[Sample]
-    encoder: Encoder
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> Encoded:
-        return self.encoder.sample(self.samples[index], self.dataset.path)
 
 
 def collate(items: Sequence[Encoded], pad_id: int, image_id: int, *, left: bool = False) -> dict[str, torch.Tensor]:
@@ -174,17 +176,6 @@ def collate(items: Sequence[Encoded], pad_id: int, image_id: int, *, left: bool 
         "pixel_values": torch.cat([item.picture.pixel_values_PD for item in items]),
         "image_grid_thw": torch.stack([item.picture.grid_thw for item in items]),
     }
-
-
-def only_supervised(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Ask the model for logits only where a token is learned: the head is the widest product of a small model.
-
-    Adds logits_to_keep (B, L), true where the next token is learned, and shift_labels, those tokens in a row: public
-    hooks of transformers >= 5.24 (slice_logits_to_keep) and of its loss.  The loss is the same number.
-    """
-    next_BL = torch.nn.functional.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
-    keep_BL = next_BL != IGNORED
-    return {**batch, "logits_to_keep": keep_BL, "shift_labels": next_BL[keep_BL]}
 
 
 def image_tokens(samples: Sequence[Sample], contract: Contract) -> list[int]:

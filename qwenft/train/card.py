@@ -22,7 +22,7 @@ def write_card(folder: Path, config: TrainConfig, contract: Contract, evals: Seq
         folder / "README.md",
         f"""---
 base_model: {contract.base}
-library_name: {"peft" if config.method == "lora" else "transformers"}
+library_name: {'peft' if config.method == 'lora' else 'transformers'}
 pipeline_tag: image-text-to-text
 tags: [qwen2.5-vl, grounding, {config.method}, qwenft]
 ---

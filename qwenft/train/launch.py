@@ -24,7 +24,7 @@ from qwenft.core.files import write_json
 from qwenft.core.runs import Run, new_run
 from qwenft.core.samples import open_dataset
 from qwenft.train.preflight import check_packages
-from qwenft.train.resume import newest_checkpoint, plan_resumption, smaller_micro_batch
+from qwenft.train.resume import first_plan, newest_checkpoint, plan_resumption, smaller_micro_batch
 
 _CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 POLL_S: Final = 0.1
@@ -114,14 +114,14 @@ class _Order:
 
     def smaller(self) -> "_Order | None":
         """The same with a smaller micro-batch, after a GPU ran out of memory; None: not asked for or not possible."""
-        config = smaller_micro_batch(self.config) if self.config.auto_micro_batch else None
-        if config is None:
+        config = self.config
+        smaller = smaller_micro_batch(config, first_plan(self.run.read_events())) if config.auto_micro_batch else None
+        if smaller is None:
             return None
-        text = (
-            f"out of GPU memory: going on with batch_size={config.batch_size} accumulation={config.accumulation}; "
-            "each update keeps its samples"
-        )
-        return replace(self, config=config, resume=self.run.events.is_file(), aloud=(warning(text),))
+        keys = ("max_tokens", "batch_size", "accumulation")
+        words = [f"{key}={new}" for key in keys if (new := getattr(smaller, key)) != getattr(config, key)]
+        text = f"out of GPU memory: going on with {' '.join(words)}; each update keeps its samples"
+        return replace(self, config=smaller, resume=self.run.events.is_file(), aloud=(warning(text),))
 
 
 def _carry_out(order: _Order, emit: Emit) -> Run:

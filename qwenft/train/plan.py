@@ -2,7 +2,9 @@
 
 import statistics
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
+
+import torch
 
 from qwenft.core.config import TrainConfig
 from qwenft.core.devices import Devices
@@ -12,14 +14,7 @@ from qwenft.core.samples import PreparedDataset, Sample
 from qwenft.core.steps import Updates, count_updates
 from qwenft.model.inputs import image_tokens
 from qwenft.model.load import load_config, matched_in, meta_model, trainable_model
-
-TEXT_TOKENS: Final = 110
-"""Assumed for system text, question and answer of one sample: the Qwen team's prompt takes about 50, a box about 40."""
-ANSWER_TOKENS: Final = 45
-"""Assumed for the answer of one sample with one box: where the fast step computes logits."""
-GIB: Final = 1024**3
-ALLOCATOR_SHARE: Final = 0.08
-"""What the allocator and the kernels' own buffers add: measured on the 3B shape (benchmarks/README.md)."""
+from qwenft.train.memory import is_compiled, memory_estimate, micro_batch, packed_tokens
 
 
 def planned_updates(config: TrainConfig, num_samples: int, processes: int) -> Updates:
@@ -53,6 +48,12 @@ def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract,
     tokens = image_tokens(samples, contract)
     model_config = load_config(config.model)
     scope = lora_scope(config, model_config)
+    learned = updates.total_updates * config.batch_size * config.accumulation
+    compiled = is_compiled(config, devices.kind, learned)
+    fits = packed_tokens(config, model_config, scope, max(tokens), _gpu_memory(devices), compiled=compiled)
+    room = (config.max_tokens or fits) if config.fast else None
+    pictures = len({sample.picture for sample in samples})
+    row = micro_batch(config, room, max(tokens), len(samples) / pictures)
     return {
         "event": "plan",
         "data": {
@@ -60,7 +61,7 @@ def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract,
             "name": dataset.name,
             "split": dataset.train,
             "samples": len(samples),
-            "pictures": len({sample.picture for sample in samples}),
+            "pictures": pictures,
             "held_out": dataset.held_out,
             "absent": _absent(samples),
             "sha256": _file_hashes(dataset),
@@ -73,6 +74,8 @@ def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract,
             "devices": devices.world,
             "accumulation": config.accumulation,
             "effective": updates.samples_per_update,
+            "row_tokens": room,
+            "compiled": compiled,
         },
         "updates": {"total": updates.total_updates, "per_epoch": updates.updates_per_epoch, "formula": updates.formula},
         "evaluations": _evaluation_steps(config, dataset, updates),
@@ -80,8 +83,14 @@ def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract,
         "lora": scope,
         "pixels": {"min": contract.min_pixels, "max": contract.max_pixels},
         "image_tokens": {"min": min(tokens), "median": int(statistics.median(tokens)), "max": max(tokens)},
-        "memory_gib": memory_estimate(config, model_config, scope, max(tokens) + TEXT_TOKENS, devices.kind),
+        "memory_gib": memory_estimate(config, model_config, scope, row, devices.kind, compiled=compiled),
     }
+
+
+def _gpu_memory(devices: Devices) -> int | None:
+    """Of the first GPU, in bytes; None on the CPU."""
+    on_gpu = devices.kind == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(0).total_memory if on_gpu else None
 
 
 def _file_hashes(dataset: PreparedDataset) -> dict[str, str]:
@@ -110,46 +119,4 @@ def lora_scope(config: TrainConfig, model_config: Any) -> dict[str, Any]:
     matched = {part: len(matched_in(model, part, config.method)) for part in config.parts}
     tuned = trainable_model(model, config)
     trainable = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
-    return {
-        "method": config.method,
-        "modules": matched,
-        "trainable": trainable,
-        "total": total,
-        "share": trainable / total,
-    }
-
-
-def memory_estimate(
-    config: TrainConfig, model_config: Any, scope: dict[str, Any], tokens: int, kind: str
-) -> dict[str, Any]:
-    """Peak memory of one device in GiB, by part; `assumes` names what it rests on.
-
-    Activations without checkpointing: per token and layer the inputs that the backward pass keeps (norms, q, k, v,
-    attention output, gate, up and their product), in the weights' format, plus float32 logits and their gradient.
-    """
-    wide = config.dtype == "float32" or (config.dtype == "auto" and kind == "cpu")
-    size = 4 if wide else 2
-    text, vision = model_config.text_config, model_config.vision_config
-    rows = config.batch_size * tokens
-    a_layer = rows * size * (10 * text.hidden_size + 4 * text.intermediate_size)
-    layers = text.num_hidden_layers
-    kept = a_layer * (1 if config.checkpointing else layers) + rows * size * text.hidden_size * layers
-    learned = config.batch_size * ANSWER_TOKENS if config.fast else rows
-    logits = learned * text.vocab_size * (4 + 4 + size)
-    patches = config.batch_size * (tokens - TEXT_TOKENS) * 4
-    tower = patches * size * (10 * vision.hidden_size + 4 * vision.intermediate_size)
-    if {"vision", "merger"} & set(config.parts):
-        tower *= vision.depth if "vision" in config.parts and not config.checkpointing else 1
-    parts = {
-        "weights": scope["total"] * size / GIB,
-        "adapter, gradients, optimizer": scope["trainable"] * 16 / GIB,
-        "activations": (kept + tower) / GIB,
-        "logits": logits / GIB,
-    }
-    parts["allocator"] = ALLOCATOR_SHARE * sum(parts.values())
-    return {
-        **{name: round(value, 3) for name, value in parts.items()},
-        "total": round(sum(parts.values()), 2),
-        "assumes": f"{'float32' if wide else 'bfloat16'} weights, float32 adapter with AdamW, "
-        f"{config.batch_size} samples of {tokens} tokens, checkpointing {'on' if config.checkpointing else 'off'}",
-    }
+    return {"method": config.method, "modules": matched, "trainable": trainable, "total": total, "share": trainable / total}

@@ -15,7 +15,9 @@ from qwenft.core.samples import PreparedDataset, open_dataset
 from qwenft.core.steps import count_updates
 from qwenft.train.checkpoints import complete_checkpoints, step_of, torn_checkpoints
 
-FREE: Final = frozenset({"data", "workers", "gpus", "save_every", "keep_last", "auto_micro_batch", "report_to"})
+FREE: Final = frozenset(
+    {"data", "workers", "gpus", "max_tokens", "save_every", "keep_last", "auto_micro_batch", "report_to"}
+)
 """Settings that a resumed run may change: none changes what is learned.  `data` may have moved: its content is held
 against the run's.  batch_size and accumulation may change together, as long as each update keeps its samples."""
 MICRO: Final = ("batch_size", "accumulation")
@@ -118,11 +120,15 @@ def _product(numbers: tuple[int, ...]) -> str:
     return f"{' x '.join(str(n) for n in numbers)} = {math.prod(numbers)}"
 
 
-def smaller_micro_batch(config: TrainConfig) -> TrainConfig | None:
-    """Half the micro-batch (of an odd one a third, a fifth …) and as much more accumulation; None: it is one sample.
+def smaller_micro_batch(config: TrainConfig, plan: Event | None) -> TrainConfig | None:
+    """Less at a time, with each update as it is; None: it is one sample already.
 
-    Every update keeps its samples, and so their number: ceil(ceil(n / b) / a) is ceil(n / (b x a)).
+    Packed rows of half as many tokens; or half the batch_size (of an odd one a third, a fifth …) and as much more
+    accumulation, so that the updates' number stays: ceil(ceil(n / b) / a) is ceil(n / (b x a)).
     """
+    if config.fast and plan is not None and plan["batch"].get("row_tokens"):
+        tokens = plan["batch"]["row_tokens"] // 2
+        return config.model_copy(update={"max_tokens": tokens}) if tokens > plan["image_tokens"]["max"] else None
     parts = next((k for k in range(2, config.batch_size + 1) if config.batch_size % k == 0), None)
     if parts is None:
         return None

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,10 +23,13 @@ from qwenft.core.predictions import Prediction, Question
 from qwenft.core.runs import Contract, Run
 from qwenft.core.samples import PreparedDataset, Sample
 from qwenft.evaluate.score import headline, score_predictions
+from qwenft.model.branches import on_device
+from qwenft.model.fast import eager_layers
+from qwenft.model.features import PictureFeatures
 from qwenft.model.load import read_trained, save_trained
 from qwenft.predict.generate import Predictor
 from qwenft.train import checkpoints
-from qwenft.train.batches import IDS
+from qwenft.train.batches import PictureOrder, Update
 from qwenft.train.engine import take_state, trained_state, whole_model
 from qwenft.train.launch import PARENT
 from qwenft.train.plan import stops
@@ -94,7 +97,7 @@ class Examiner:
         mine = [Question.of(sample, self.dataset.path) for sample in self.samples[rank::world]]
         answers = []
         try:
-            with whole_model(self.predictor.model), _same_chance():
+            with whole_model(self.predictor.model), eager_layers(self.predictor.model), _same_chance():
                 for answer in self.predictor.answer(mine, emit=self.report):
                     answers.append(answer)
                     if world == 1 and self.stop.requested():  # several processes must all come to the same end
@@ -139,7 +142,17 @@ def _gathered(mine: list[Prediction], world: int) -> list[Prediction]:
 class AdapterTrainer(Trainer):
     """Trainer with the loss of rule 8 and checkpoints that are whole or absent."""
 
-    def __init__(self, *, run: Run, contract: Contract, keep_last: int, report: Emit, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        run: Run,
+        contract: Contract,
+        keep_last: int,
+        report: Emit,
+        order: PictureOrder,
+        features: PictureFeatures | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         # Loss = sum over target tokens / their number in the whole update, so that 1x8 = 2x4 = 8x1.  The model class
         # says False, and a plain Trainer then averages the micro-batches' means (facts.md, section 5).
@@ -148,19 +161,41 @@ class AdapterTrainer(Trainer):
         self.contract = contract
         self.keep_last = keep_last
         self.report = report
+        self.order = order
+        self.features = features
         self.num_tokens = 0
         self.num_samples = 0
+        self.seconds_waited = 0.0
         self.micro_batches: list[tuple[torch.Tensor, list[str]]] = []
         """Of the update so far: loss and sample ids.  The losses stay on the device: reading one waits for it."""
 
+    def get_batch_samples(self, *arguments: Any, **more: Any) -> Any:
+        """The Trainer's own, and the time it takes: while it waits for the loader the GPU has nothing to do."""
+        start = time.monotonic()
+        found = super().get_batch_samples(*arguments, **more)
+        self.seconds_waited += time.monotonic() - start
+        return found
+
+    def _get_train_sampler(self, *_: Any) -> PictureOrder:
+        return self.order
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return cast(dict[str, Any], on_device(inputs, self.args.device))
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """One micro-batch; counts what it holds and remembers whose it is."""
-        names = inputs.pop(IDS)
-        self.num_tokens += int(inputs["attention_mask"].sum())
-        self.num_samples += len(inputs["input_ids"])
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.micro_batches.append((loss, names))
-        return loss
+        """One update of this process, a micro-batch after another; counts what it holds and remembers whose it is."""
+        update: Update = inputs["update"]
+        features = self.features(update.pictures, update.keys) if self.features else None
+        losses = []
+        for micro_batch in update.micro_batches:
+            is_last = micro_batch is update.micro_batches[-1]
+            shown = micro_batch.shown(update, features)
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, shown, num_items_in_batch))
+            self.num_tokens += micro_batch.tokens
+            self.num_samples += len(micro_batch.names)
+            self.micro_batches.append((losses[-1], micro_batch.names))
+        return torch.stack(losses).sum()
 
     def all_micro_batches(self) -> list[MicroBatch]:
         """Those of the last update in all processes: loss (its share of the update's) and sample ids."""
@@ -232,6 +267,7 @@ class Conductor(TrainerCallback):
         self.trainer: AdapterTrainer | None = None
         """Set once it exists: each needs the other."""
         self.total = total
+        self.per_epoch = per_epoch
         self.eval_steps = frozenset(stops(config.eval_every or per_epoch, total)) if examiner else frozenset()
         self.save_steps = frozenset(stops(config.save_every or per_epoch, total))
         self.stop = stop
@@ -251,6 +287,13 @@ class Conductor(TrainerCallback):
                 f"the plan counts {self.total} updates, the trainer {state.max_steps}: a bug, please report it"
             )
         self._clock = time.monotonic()
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Order the samples of this epoch: accelerate's own call does not reach the order behind skipped batches."""
+        if self.trainer is not None:
+            self.trainer.order.set_epoch(state.global_step // self.per_epoch)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what happens after this update."""
@@ -274,10 +317,12 @@ class Conductor(TrainerCallback):
                 "loss": logs["loss"], "learning_rate": logs["learning_rate"], "grad_norm": logs.get("grad_norm"),
                 "samples_per_s": round(trainer.num_samples * world / seconds, 2),
                 "tokens_per_s": round(trainer.num_tokens * world / seconds, 1),
+                "wait_share": round(min(trainer.seconds_waited / seconds, 1.0), 3),
                 "memory_gib": round(peak_memory_gib(args.device), 3),
             }
         )  # fmt: skip
         trainer.num_samples = trainer.num_tokens = 0
+        trainer.seconds_waited = 0.0
         self._watch_over(trainer, state.global_step, logs)
         if state.global_step in self.eval_steps and self.examiner and not self.stop.signal:
             value = self.examiner.measure(state.global_step)

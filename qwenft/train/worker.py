@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -27,9 +26,10 @@ from qwenft.core.files import to_line, write_whole
 from qwenft.core.runs import Contract, Run, point_latest
 from qwenft.core.samples import PreparedDataset
 from qwenft.evaluate.run import spread
-from qwenft.model.attention import enable_fast_vision
+from qwenft.model.fast import compile_layers, enable_fast_step
+from qwenft.model.features import PictureFeatures
 from qwenft.model.fetch import model_folder
-from qwenft.model.inputs import Encoder, TrainingData
+from qwenft.model.inputs import Encoder
 from qwenft.model.load import (
     base_contract,
     load_base,
@@ -39,7 +39,7 @@ from qwenft.model.load import (
     weights_hash,
 )
 from qwenft.predict.generate import Predictor
-from qwenft.train.batches import NamedData, collate_named
+from qwenft.train.batches import Collator, PictureOrder, TrainingData
 from qwenft.train.card import write_card, write_curves
 from qwenft.train.checkpoints import complete_checkpoints, step_of
 from qwenft.train.engine import engine_arguments, hold_to_engine, start_deepspeed, with_precision
@@ -55,6 +55,8 @@ KEPT_EVENTS: Final = frozenset(
     {"plan", "resumed", "step", "eval", "checkpoint", "adapter", "trouble", "finished", "stopped", "error"}
 )
 """What stands in a run's events.jsonl."""
+KEPT_FEATURES: Final = 8 * 1024**3
+"""Bytes of main memory for vision features that later epochs use again."""
 
 
 @dataclass
@@ -165,6 +167,8 @@ def _out_of_memory(job: Job, error: Exception) -> DeviceError:
     config = job.config
     smaller = f"batch_size={max(1, config.batch_size // 2)} accumulation={config.accumulation * 2} trains the same"
     advice = smaller if config.batch_size > 1 else "checkpointing=true"
+    if config.fast:
+        advice = "a smaller max_tokens=… trains the same"
     return DeviceError(
         f"out of GPU memory: {str(error).splitlines()[0]}",
         hint=f"{advice}; or a smaller max_pixels=…, or auto_micro_batch=true",
@@ -328,10 +332,12 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
         start_deepspeed(job.devices.kind)
     set_seed(config.seed)
     base = load_base(config.model, dtype, arguments.device, config.quantize)
-    if config.fast and (why := _divided_at_once(config) or enable_fast_vision(base)):
-        job.report(warning(f"the fast vision tower is off: {why}"))
     base.model.language_model.config.use_cache = False
     model = trainable_model(base, config)
+    fast = config.fast
+    if fast and (why := _divided_at_once(config) or enable_fast_step(model)):
+        job.report(warning(f"the fast step is off: {why}"))
+        fast = False
     encoder = Encoder(load_processor(config.model), contract)
     examiner = _examiner(job, dataset, Predictor(model, encoder, fast=config.fast), stop)
     best = BestAdapter(job.run, job.report, job.is_first, model, contract)
@@ -345,7 +351,10 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
         keep_best=best.keep,
         watch=Watch(),
     )
-    pad_id = encoder.processor.tokenizer.pad_token_id
+    features = _features(config, base) if fast else None
+    if fast and plan["batch"]["compiled"] and (why := compile_layers(model, vision=features is not None)):
+        job.report(warning(f"the layers are not compiled: {why}"))
+    data = TrainingData(dataset, encoder, features.known if features else set())
     trainer = AdapterTrainer(
         run=job.run,
         contract=contract,
@@ -353,14 +362,34 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
         report=job.report,
         model=model,
         args=arguments,
-        train_dataset=NamedData(TrainingData(dataset, dataset.samples(dataset.train), encoder)),
-        data_collator=partial(collate_named, pad_id=pad_id, image_id=base.config.image_token_id, fast=config.fast),
+        order=PictureOrder(
+            [sample.picture for sample in data.samples],
+            config.seed,
+            config.batch_size * config.accumulation * job.devices.world,
+            job.devices.world,
+            arguments.per_device_train_batch_size,
+        ),
+        features=features,
+        train_dataset=data,
+        data_collator=Collator(
+            encoder.processor.tokenizer.pad_token_id,
+            base.config.image_token_id,
+            config.batch_size,
+            (sys.maxsize if config.engine == "deepspeed" else plan["batch"]["row_tokens"]) if fast else None,
+        ),
         callbacks=[conductor, GradientCheck(config.parts, taken_away=config.engine == "deepspeed")],
     )
     _silence(trainer)
     hold_to_engine(trainer, config)
     conductor.trainer = trainer
     return Session(trainer, conductor, examiner, best, updates["total"])
+
+
+def _features(config: TrainConfig, base: Any) -> PictureFeatures | None:
+    """Pictures are read by the vision tower once an update, or once for all epochs, where it is whole and frozen."""
+    if config.engine != "ddp" or {"vision", "merger"} & set(config.parts):
+        return None
+    return PictureFeatures(base, KEPT_FEATURES if config.epochs > 1 else 0)
 
 
 def _divided_at_once(config: TrainConfig) -> str:
@@ -389,6 +418,7 @@ def training_arguments(job: Job, total: int) -> TrainingArguments:
     config, on_gpu = job.config, job.devices.kind == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise DeviceError("a GPU is there, but this torch cannot use it", hint="nvidia-smi; or --gpus cpu")
+    by_deepspeed = config.engine == "deepspeed"  # its engine steps at each backward: it has to count them itself
     schedules = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
     arguments = TrainingArguments(
         output_dir=str(job.run.checkpoints / ".staging"),
@@ -400,8 +430,8 @@ def training_arguments(job: Job, total: int) -> TrainingArguments:
         data_seed=config.seed,
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
+        per_device_train_batch_size=config.batch_size * (1 if by_deepspeed else config.accumulation),
+        gradient_accumulation_steps=config.accumulation if by_deepspeed else 1,
         learning_rate=config.learning_rate,
         lr_scheduler_type=schedules[config.schedule],
         warmup_steps=int(config.warmup * total),

@@ -1,0 +1,133 @@
+"""The fast training step, switched on where it gives what the plain one gives: probed once at start-up."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+
+from qwenft.core.boxes import MERGE, PATCH
+from qwenft.model.attention import HALF, PLAIN, enable_fast_vision, set_fast_vision
+from qwenft.model.branches import BRANCHES, on_device, pack, with_pictures
+from qwenft.model.features import PictureFeatures
+from qwenft.model.inputs import IGNORED, Encoded, Picture, collate
+from qwenft.model.lora import set_fast_lora
+
+PROBE_TOLERANCE: Final = {False: 1e-3, True: 1e-1}
+"""Relative difference that rounding explains, of the loss and of gradients: in float32, in half precision."""
+
+
+def set_branches(base: Any, fast: bool) -> None:
+    """Let the language model of a Qwen2_5_VLForConditionalGeneration take packed rows, or be as it was."""
+    name = BRANCHES if fast else PLAIN
+    for config in (base.config.text_config, base.model.language_model.config):
+        config._attn_implementation = name
+
+
+def set_fast_step(model: Any, fast: bool) -> None:
+    """Switch all fast pieces of a model, with or without LoRA, on or off."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    set_fast_vision(base, fast)
+    set_branches(base, fast)
+    set_fast_lora(model, fast)
+
+
+def enable_fast_step(model: Any) -> str:
+    """Switch the fast step on if it gives what the plain one gives, on pictures of noise and questions of noise.
+
+    Returns "" where it is on, else why it is not; the model is then left as it was.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if why := enable_fast_vision(base):
+        return f"vision: {why}"
+    try:
+        difference = _probe(model, base)
+    except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
+        set_fast_step(model, False)
+        return f"it cannot run here ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    if not difference <= PROBE_TOLERANCE[base.dtype in HALF]:
+        set_fast_step(model, False)
+        return f"it differs from the plain one by {difference:.1e}"
+    return ""
+
+
+def _probe(model: Any, base: Any) -> float:
+    """The larger relative difference: of the losses, and of gradients in the first layer that has any."""
+    image_id = base.config.image_token_id
+    items = _noise(base)
+    pictures = [items[0].picture, items[-1].picture]
+    padded = collate(items, 0, image_id)
+    packed = with_pictures(pack(items, image_id)[0], pictures, None)
+    watched = [parameter for parameter in base.parameters() if parameter.requires_grad][:8]
+    found = []
+    was_training = model.training
+    model.eval()  # without dropout
+    for fast, inputs in ((False, padded), (True, packed)):
+        set_fast_step(model, fast)
+        loss = base(**on_device(inputs, base.device)).loss
+        gradients = torch.autograd.grad(loss, watched)
+        found.append((loss.detach().float(), torch.cat([gradient.flatten().float() for gradient in gradients])))
+    model.train(was_training)
+    (plain_loss, plain), (loss, gradient) = found
+    return float(max((loss - plain_loss).abs() / plain_loss, (gradient - plain).norm() / plain.norm()))
+
+
+def _noise(base: Any) -> list[Encoded]:
+    """Two questions about a picture and one about another."""
+    draw = torch.Generator().manual_seed(0)
+    wide = base.model.visual.patch_embed.proj.weight[0].numel()
+    image_id = base.config.image_token_id
+    pictures = []
+    for rows, columns in ((6, 4), (4, 8)):
+        pixels = torch.randn(rows * columns, wide, generator=draw)
+        wh = (columns * PATCH, rows * PATCH)
+        pictures.append(Picture(pixels, torch.tensor([1, rows, columns]), wh, wh))
+    items = []
+    for picture, length in ((pictures[0], 5), (pictures[0], 9), (pictures[1], 7)):
+        text = torch.randint(1, image_id, (3 + length,), generator=draw).tolist()
+        shared = [*[2, 3], *[image_id] * (len(picture.pixel_values_PD) // MERGE**2), 4]
+        ids = shared + text
+        items.append(Encoded(ids, [IGNORED] * (len(ids) - length) + ids[-length:], picture, "", len(shared)))
+    return items
+
+
+def compile_layers(model: Any, *, vision: bool) -> str:
+    """Let torch.compile fuse each decoder layer; lengths may vary.  Compiles by a step on noise.
+
+    vision: the blocks of the vision tower too, which is frozen and sees pictures apart from the language model.
+    Returns "" where the layers are compiled, else why they are not.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = [*base.model.language_model.layers, *(base.model.visual.blocks if vision else ())]
+    for layer in layers:
+        layer.compile(dynamic=True)
+    items = _noise(base)
+    pictures = [items[0].picture, items[-1].picture]
+    packed = pack(items, base.config.image_token_id)[0]
+    was_training = model.training
+    model.train()
+    try:
+        known = PictureFeatures(base, 0)(pictures, ["one", "other"]) if vision else None
+        base(**on_device(with_pictures(packed, pictures, known), base.device)).loss.backward()
+    except (RuntimeError, ImportError, OSError, ValueError) as error:
+        for layer in layers:
+            layer._compiled_call_impl = None
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
+    return ""
+
+
+@contextmanager
+def eager_layers(model: Any) -> Iterator[None]:
+    """Inside the block no layer is compiled: generation asks for other shapes at each step and would compile again."""
+    layers = [module for module in model.modules() if module._compiled_call_impl is not None]
+    compiled = [layer._compiled_call_impl for layer in layers]
+    for layer in layers:
+        layer._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for layer, call in zip(layers, compiled, strict=True):
+            layer._compiled_call_impl = call
