@@ -1,5 +1,6 @@
 """Engines: FSDP2 and DeepSpeed train, stop and go on as one process does, in two processes over gloo."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from test_training import distance, losses
 from training import FAST, train_here
 
+from qwenft.core.config import load_config
 from qwenft.core.runs import Run
 
 SETTINGS = {
@@ -41,3 +43,27 @@ def test_each_engine_trains_what_one_process_trains_and_goes_on_as_if_it_had_nev
         assert distance(load_file(adapter(workplace, name)), load_file(adapter(workplace, "one"))) < 1e-4, name
         assert [e["step"] for e in events[f"{name}-cut"] if e["event"] == "step"] == [3], name
         assert adapter(workplace, f"{name}-cut").read_bytes() == adapter(workplace, name).read_bytes(), name
+
+
+@pytest.mark.timeout(300)
+def test_every_shipped_config_trains_on_the_tiny_model(workplace: Path) -> None:
+    """Method, engine and parts as they stand there; size and number are those of a test."""
+    found = sorted((Path(__file__).parents[1] / "configs").rglob("*.y*ml"))
+    assert {"ddp", "fsdp", "zero2", "zero3", "qlora", "full", "tiny", "lora-3b"} <= {path.stem for path in found}
+    jobs, alone = [], {}
+    for path in found:
+        given = load_config(path).model_dump(exclude_unset=True)
+        settings = {
+            **given, **FAST, "name": path.stem, "data": "scenes", "batch_size": 2, "accumulation": 1, "max_steps": 1,
+            "max_pixels": None,
+        }  # fmt: skip
+        if settings.get("engine", "ddp") == "ddp":
+            alone[path.stem] = settings
+        else:
+            jobs.append(write_job(workplace, **settings))
+    for name, settings in alone.items():
+        status, _, events = train_here(workplace, **settings)
+        lacks = settings.get("quantize") and find_spec("bitsandbytes") is None
+        assert status == 0 or (lacks and "bitsandbytes" in events[-1]["message"]), (name, events[-1])
+    for name, events in run_pair(jobs).items():
+        assert losses(events), name
