@@ -11,10 +11,12 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 SETTINGS = (
@@ -26,6 +28,8 @@ SETTINGS = (
     {"batch_size": 16, "accumulation": 1, "checkpointing": True},
     {"batch_size": 2, "accumulation": 8, "max_pixels": 100352},
     {"batch_size": 2, "accumulation": 8, "parts": "language,merger,vision"},
+    {"batch_size": 8, "accumulation": 4},
+    {"batch_size": 8, "accumulation": 4, "rank": 16, "dropout": 0},
 )
 
 
@@ -68,7 +72,7 @@ def make_source(folder: Path, pictures: int) -> Path:
     return path
 
 
-def run(root: Path, name: str, gpus: str, steps: int, settings: dict) -> dict:
+def run(root: Path, name: str, gpus: str, settings: dict, *, steps: int, stop_after: int) -> dict:
     words = [f"{key}={value}" for key, value in settings.items()]
     command = [
         sys.executable,
@@ -83,10 +87,17 @@ def run(root: Path, name: str, gpus: str, steps: int, settings: dict) -> dict:
         name,
     ]
     command += ["--gpus", gpus, "--json", f"max_steps={steps}", "eval_samples=0", "workers=8", *words]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"settings": settings, "gpus": gpus, "error": done.stderr[-1500:]}
-    events = [json.loads(line) for line in (root / "runs" / name / "events.jsonl").read_text().splitlines()]
+    kept = root / "runs" / name / "events.jsonl"
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:  # a run long enough that its layers are compiled is stopped once it is measured
+        time.sleep(0.5)
+        if kept.is_file() and kept.read_text().count('"event": "step"') >= stop_after:
+            process.send_signal(signal.SIGINT)
+            break
+    said = process.communicate()[1]
+    events = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+    if sum(event["event"] == "step" for event in events) < 3:
+        return {"settings": settings, "gpus": gpus, "error": said[-1500:]}
     plan = next(event for event in events if event["event"] == "plan")
     later = [event for event in events if event["event"] == "step"][2:]
     peak, estimate = max(e["memory_gib"] for e in later), plan["memory_gib"]["total"]
@@ -95,6 +106,7 @@ def run(root: Path, name: str, gpus: str, steps: int, settings: dict) -> dict:
         "settings": settings, "gpus": gpus, "peak_gib": peak, "estimate": plan["memory_gib"],
         "samples_per_s": round(statistics.median(e["samples_per_s"] for e in later), 2),
         "tokens_per_s": round(statistics.median(e["tokens_per_s"] for e in later)),
+        "wait_share": round(statistics.median(e["wait_share"] for e in later), 3), "batch": plan["batch"],
         "ratio": round(estimate / peak, 3), "losses": [round(e["loss"], 4) for e in events if e["event"] == "step"],
     }  # fmt: skip
 
@@ -106,6 +118,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--gpus", action="append")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--stop-after", type=int, default=10**9, help="updates, of a run that plans --steps of them")
     parser.add_argument("--plain", action="store_true", help="each setting a second time with fast=false")
     parser.add_argument(
         "--settings", type=int, nargs="*", default=range(len(SETTINGS)), help="numbers of the rows, from 0"
@@ -133,7 +146,12 @@ def main() -> None:
             for number in options.settings:
                 for more in ({}, {"fast": False}) if options.plain else ({},):
                     name = f"r{gpus.replace(',', '-')}-{number}-{len(more)}"
-                    rows.append(run(root, name, gpus, options.steps, {**SETTINGS[number], **more}))
+                    rows.append(
+                        run(
+                            root, name, gpus, {**SETTINGS[number], **more}, steps=options.steps,
+                            stop_after=options.stop_after,
+                        )
+                    )  # fmt: skip
                     print(json.dumps(rows[-1])[:600], flush=True)
                     (options.out / "training.json").write_text(json.dumps(rows, indent=1))
     print("gpus  samples/s  peak GiB  estimate  ratio  settings")

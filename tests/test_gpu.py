@@ -1,5 +1,6 @@
 """What needs CUDA: run on a GPU machine with `pytest -m gpu -o addopts=""`; results stand in benchmarks/README.md."""
 
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,16 @@ import torch
 
 from qwenft.core.config import make_config
 from qwenft.core.predictions import Question
-from qwenft.core.samples import PreparedDataset
+from qwenft.core.samples import PreparedDataset, open_dataset
+from qwenft.demo.scenes import write_scenes
+from qwenft.model.branches import Layout, branch_attention, on_device, pack, with_pictures
+from qwenft.model.fast import compile_layers, eager_layers, enable_fast_step
+from qwenft.model.features import PictureFeatures
+from qwenft.model.inputs import Encoder
+from qwenft.model.load import add_lora, base_contract, load_base, load_processor
 from qwenft.predict.generate import Predictor
+from qwenft.prepare.build import prepare_dataset
+from qwenft.train.batches import TrainingData
 from qwenft.train.launch import train_adapter
 
 pytestmark = pytest.mark.gpu
@@ -82,3 +91,75 @@ def test_the_fast_step_in_bf16_stays_within_the_plain_ones_distance_from_float32
         losses[name] = [event["loss"] for event in events if event["event"] == "step"]
     spread = max(abs(a - b) for a, b in zip(losses["plain"], losses["exact"], strict=True))
     assert max(abs(a - b) for a, b in zip(losses["fast"], losses["exact"], strict=True)) <= 2 * spread
+
+
+def test_two_hundred_updates_reach_the_same_held_out_score_fast_and_plain(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", num_train=200, num_val=60, seed=3)
+    prepare_dataset("scenes", root=tmp_path)
+    settings = {"max_steps": 200, "eval_samples": 200, "eval_every": 200, "learning_rate": 2e-3, "batch_size": 8}
+    scores = {}
+    for name, fast in (("fast", True), ("plain", False)):
+        events = train(tmp_path, name, "0", **settings, fast=fast)
+        assert not [event for event in events if event["event"] == "warning"]
+        last = next(event for event in reversed(events) if event["event"] == "eval")
+        scores[name] = (last["value"], last["samples"])
+    (fast_value, count), (plain_value, _) = scores["fast"], scores["plain"]
+    spread = 1.96 * (fast_value * (1 - fast_value) / count + plain_value * (1 - plain_value) / count) ** 0.5
+    assert abs(fast_value - plain_value) <= spread + 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("prefixes", "whole", "branches"),
+    [
+        ((300, 70), (150,), ((40, 60, 33), (80, 20))), ((), (90, 150), ()), ((128,), (), ((1, 2, 130),)),
+    ],
+    ids=["all kinds", "no branches", "one picture"],
+)  # fmt: skip
+def test_the_kernel_of_packed_rows_has_outputs_and_gradients_of_the_plain_one(
+    prefixes: tuple[int, ...], whole: tuple[int, ...], branches: tuple[tuple[int, ...], ...], dtype: torch.dtype
+) -> None:
+    borders = [0, *accumulate([*prefixes, *whole, *(length for group in branches for length in group)])]
+    groups = [0, *accumulate(sum(group) for group in branches)]
+    pictures = [0, *accumulate(prefixes)]
+    first = sum(prefixes) + sum(whole)
+    longest = [max((b - a for a, b in pairwise(ends)), default=0) for ends in (borders, pictures, groups)]
+    layout = Layout(
+        *(torch.tensor(ends, dtype=torch.int32, device="cuda") for ends in (borders, pictures, groups)),
+        torch.tensor([pictures[-1], first, *longest]),
+    )
+    torch.manual_seed(0)
+    q, k, v, grad = (torch.randn(1, heads, borders[-1], 64, device="cuda", dtype=dtype) for heads in (8, 2, 2, 8))
+    results = []
+    for kind in (dtype, torch.float32):
+        mine = [x.to(kind).requires_grad_() for x in (q, k, v)]
+        out, _ = branch_attention(None, *mine, layout, scaling=0.125)
+        out.backward(grad.to(kind).transpose(1, 2))
+        results.append([out.float(), *(x.grad.float() for x in mine)])
+    for fast, plain in zip(*results, strict=True):
+        assert (fast - plain).norm() / plain.norm() < 1e-2
+
+
+def test_compiled_layers_have_the_losses_of_those_that_are_not(
+    workplace: Path,
+) -> None:
+    base = load_base("tiny", torch.bfloat16, "cuda")
+    model = add_lora(base, ("language",), 8, 8, 0.0)
+    assert enable_fast_step(model) == ""
+    encoder = Encoder(load_processor("tiny"), base_contract("tiny"))
+    data = TrainingData(open_dataset("scenes", workplace), encoder)
+    items = [item for _, item in data.__getitems__(list(range(12)))]
+    losses = []
+    for compiled in (False, True):
+        if compiled:
+            assert compile_layers(model, vision=True) == ""
+        for part in (items, items[:5], items[7:]):
+            row, owners = pack(part, base.config.image_token_id)
+            pictures = [part[owner].picture for owner in owners]
+            known = PictureFeatures(base, 0)(pictures, [str(number) for number in range(len(pictures))])
+            loss = model(**on_device(with_pictures(row, pictures, known), base.device)).loss
+            loss.backward()
+            losses.append(float(loss))
+    assert losses[3:] == pytest.approx(losses[:3], rel=1e-2)
+    with eager_layers(model):
+        assert all(layer._compiled_call_impl is None for layer in base.model.language_model.layers)

@@ -351,7 +351,8 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
         keep_best=best.keep,
         watch=Watch(),
     )
-    features = _features(config, base) if fast else None
+    again = updates["total"] > updates["per_epoch"]
+    features = _features(config, base, KEPT_FEATURES if again else 0) if fast else None
     if fast and plan["batch"]["compiled"] and (why := compile_layers(model, vision=features is not None)):
         job.report(warning(f"the layers are not compiled: {why}"))
     data = TrainingData(dataset, encoder, features.known if features else set())
@@ -385,11 +386,11 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
     return Session(trainer, conductor, examiner, best, updates["total"])
 
 
-def _features(config: TrainConfig, base: Any) -> PictureFeatures | None:
+def _features(config: TrainConfig, base: Any, budget: int) -> PictureFeatures | None:
     """Pictures are read by the vision tower once an update, or once for all epochs, where it is whole and frozen."""
     if config.engine != "ddp" or {"vision", "merger"} & set(config.parts):
         return None
-    return PictureFeatures(base, KEPT_FEATURES if config.epochs > 1 else 0)
+    return PictureFeatures(base, budget)
 
 
 def _divided_at_once(config: TrainConfig) -> str:
