@@ -340,7 +340,10 @@ def test_one_unreadable_picture_among_a_hundred_is_one_counted_error(scenes: Pre
     folder.mkdir()
     for number in range(100):
         (folder / f"{number:03}.png").write_bytes(source if number != 41 else source[: len(source) // 2])
-    answers = find([folder], "the red star", model="tiny", gpus="cpu", batch_size=50, root=tmp_path)
+    said: list[Any] = []
+    answers = find([folder], "the red star", model="tiny", gpus="cpu", batch_size=50, root=tmp_path, emit=said.append)
+    counts = [(e["done"], e["total"]) for e in said if e["event"] == "progress"]
+    assert counts == sorted(counts) and counts[-1] == (100, 100), "one count of all questions, whatever broke"
     assert [answer.question.image.stem for answer in answers] == [f"{n:03}" for n in range(100)]
     failed = [answer for answer in answers if answer.status == "error"]
     assert [answer.question.image.name for answer in failed] == ["041.png"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec
 
 from qwenft.core.answer import Task
 from qwenft.core.errors import DataError, UsageError, nearest
-from qwenft.core.events import Emit, Event, ignore, note
+from qwenft.core.events import Emit, Event, ignore, note, progress
 from qwenft.core.predictions import SCORES, Prediction, Question
 from qwenft.core.runs import Answerer, choose_answerer
 from qwenft.predict.fetch import fetched
@@ -187,31 +187,29 @@ class _Work:
         next pass leaves the broken ones out.  Decoding everything before would cost more than it saves.
         """
         done = 0
+        self.emit(progress("questions", before, len(self.questions)))
         while done < len(questions):
             readable = [question for question in questions[done:] if question.image not in self.unreadable]
-            tell = self._counted(before + done)
-            answers = self._load().answer(readable, batch_size=self.batch_size, emit=tell) if readable else iter(())
+            answers: Iterator[Prediction] = iter(())
+            if readable:
+                answers = self._load().answer(readable, batch_size=self.batch_size, emit=self._tell)
             try:
                 for question in questions[done:]:
                     error = self.unreadable.get(question.image)
                     answer = _not_asked(question, error) if error else next(answers)
                     done += 1
                     yield answer
+                    self.emit(progress("questions", before + done, len(self.questions)))
             except DataError:
                 broken = _unreadable([q for q in questions[done:] if q.image not in self.unreadable], open_upright)
                 if not broken:
                     raise
                 self.unreadable.update(broken)
 
-    def _counted(self, before: int) -> Emit:
-        """Reports the questions of a pass as a part of all."""
-
-        def tell(event: Event) -> None:
-            if event["event"] == "progress" and event["what"] == "questions":
-                event = {**event, "done": before + event["done"], "total": len(self.questions)}
+    def _tell(self, event: Event) -> None:
+        """Everything but the predictor's own count: it knows one pass, and here all questions are counted."""
+        if event["event"] != "progress" or event["what"] != "questions":
             self.emit(event)
-
-        return tell
 
     def _load(self) -> "Predictor":
         if self._predictor is None:
