@@ -35,11 +35,17 @@ class Record(NamedTuple):
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it is whole or absent: a temporary neighbour, fsync, rename."""
+    with _whole_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
@@ -55,10 +61,13 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[object]) -> int:
-    """Write one JSON object a line, whole or absent; returns how many."""
-    lines = [to_line(row) for row in rows]
-    write_whole(path, "".join(f"{line}\n" for line in lines))
-    return len(lines)
+    """Write one JSON object a line, whole or absent, never holding all of them; returns how many."""
+    count = 0
+    with _whole_file(path) as file:
+        for row in rows:
+            file.write(f"{to_line(row)}\n".encode())
+            count += 1
+    return count
 
 
 def to_line(value: object) -> str:
