@@ -234,10 +234,9 @@ def test_the_line_runs_from_a_file_to_boxes(desk: Path, say: Callable[[str], Sai
     assert said.err.splitlines()[-1].endswith("photo.png 'find the dog' --model tiny --gpus cpu --save found.png")
 
 
-def test_the_installed_command_is_the_same_door(tmp_path: Path) -> None:
-    status, out, err = plain([*QWENFT, "trian"], tmp_path)
-    assert (status, out, err) == (2, b"", b"error: no such command 'trian'\ntry: qwenft train\n")
-
+def test_pictures_that_cannot_be_read_are_counted_and_the_others_answered(
+    desk: Path, say: Callable[[str], Said]
+) -> None:
     said = say("predict photo.png zero.jpg good/0.png nowhere.png 'the dog' --model tiny --gpus cpu --json")
     assert said.status == 1
     answers = [json.loads(line) for line in said.out.splitlines()]
@@ -246,3 +245,8 @@ def test_the_installed_command_is_the_same_door(tmp_path: Path) -> None:
     assert re.findall(r"^error: (.*)$", said.err, re.MULTILINE) == [
         f"2 questions of 4 could not be asked, the others are answered; {answers[1]['how']}"
     ]
+
+
+def test_the_installed_command_is_the_same_door(tmp_path: Path) -> None:
+    status, out, err = plain([*QWENFT, "trian"], tmp_path)
+    assert (status, out, err) == (2, b"", b"error: no such command 'trian'\ntry: qwenft train\n")
