@@ -107,6 +107,8 @@ def kill_and_resume(
                 raise
             made = complete_checkpoints(run.checkpoints)
             killed_at.append(int(made[-1].name.rpartition("-")[2]) if made else 0)
+            if run.finished:  # it was killed on its way out: all is written, and there is nothing to go on with
+                return run, killed_at
     raise RuntimeError(f"not finished after {attempt_limit} attempts")
 
 
