@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -401,3 +403,28 @@ def test_a_large_table_is_not_held_in_memory(tmp_path: Path, group: int) -> None
         most, rows = max(most, pa.total_allocated_bytes()), rows + (row["image"] == noise[rows])
     assert rows == 400
     assert most < 20_000_000
+
+
+ARRAY_PEAK = """
+import resource, sys
+from pathlib import Path
+from qwenft.core.files import read_records
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(sum(1 for _ in read_records(Path(sys.argv[1]))), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("indent", ["", "\n  "], ids=["on one line", "indented"])
+def test_a_single_array_of_any_size_is_never_held_in_memory(tmp_path: Path, indent: str) -> None:
+    row = json.dumps({"image": "0.png", "expression": "a thing " * 40, "bbox": [1, 2, 3, 4]})
+    with (tmp_path / "a.json").open("w") as file:
+        file.write("[")
+        for number in range(300_000):
+            file.write(f"{',' if number else ''}{indent}{row}")
+        file.write("]")
+    assert (tmp_path / "a.json").stat().st_size > 100_000_000
+    child = [sys.executable, "-c", ARRAY_PEAK, tmp_path / "a.json"]
+    count, kilobytes = map(int, subprocess.run(child, capture_output=True, text=True, check=True).stdout.split())
+    assert count == 300_000
+    assert kilobytes < 30_000
