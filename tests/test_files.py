@@ -61,6 +61,13 @@ def test_records_are_read_by_content_not_by_name(tmp_path: Path, name: str, text
     assert values(tmp_path / name) == ROWS
 
 
+@pytest.mark.usefixtures("streamed")
+@pytest.mark.parametrize("text", [row[1] for row in CONTENT], ids=[row[0] for row in CONTENT])
+def test_large_documents_are_read_as_small_ones(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x").write_bytes(text.encode())
+    assert values(tmp_path / "x") == ROWS
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -415,14 +415,21 @@ print(sum(1 for _ in read_records(Path(sys.argv[1]))), resource.getrusage(resour
 """
 
 
-@pytest.mark.parametrize("indent", ["", "\n  "], ids=["on one line", "indented"])
-def test_a_single_array_of_any_size_is_never_held_in_memory(tmp_path: Path, indent: str) -> None:
+@pytest.mark.parametrize(
+    ("start", "indent", "end"),
+    [
+        pytest.param("[", "", "]", id="on one line"),
+        pytest.param("[", "\n  ", "]", id="indented"),
+        pytest.param('{"data": [', "", "]}", id="inside an object"),
+    ],
+)
+def test_a_single_array_of_any_size_is_never_held_in_memory(tmp_path: Path, start: str, indent: str, end: str) -> None:
     row = json.dumps({"image": "0.png", "expression": "a thing " * 40, "bbox": [1, 2, 3, 4]})
     with (tmp_path / "a.json").open("w") as file:
-        file.write("[")
+        file.write(start)
         for number in range(300_000):
             file.write(f"{',' if number else ''}{indent}{row}")
-        file.write("]")
+        file.write(end)
     assert (tmp_path / "a.json").stat().st_size > 100_000_000
     child = [sys.executable, "-c", ARRAY_PEAK, tmp_path / "a.json"]
     count, kilobytes = map(int, subprocess.run(child, capture_output=True, text=True, check=True).stdout.split())

@@ -142,20 +142,33 @@ def _first_byte(file: BinaryIO) -> bytes:
 
 def _lines_or_object(path: Path) -> Iterator[Record]:
     """A file that starts with `{`: JSONL if its first line is a whole object and more follow, else one document."""
+    large = path.stat().st_size > STREAM_BYTES
+    if _is_jsonl(path):
+        yield from _jsonl(path)
+    elif large and len(found := [key for key, value in read_members(path) if _holds_records(key, value)]) == 1:
+        members = (value for key, value in read_members(path) if key == found[0])
+        yield from _items(path, (item for value in members for item in value))
+    else:
+        document = read_json(path)
+        nested = [key for key in NESTED_KEYS if isinstance(document.get(key), list)]
+        yield from _items(path, document[nested[0]] if len(nested) == 1 else [document])
+
+
+def _holds_records(key: str, value: Any) -> bool:
+    return key in NESTED_KEYS and isinstance(value, Iterator)
+
+
+def _is_jsonl(path: Path) -> bool:
     with path.open(encoding="utf-8-sig", errors="replace") as file:  # only a look: reading it is strict
-        first_line = next((line for line in file if line.strip()), "")
-        more = any(line.strip() for line in file)
+        first_line = "\n"
+        while first_line and not first_line.strip():
+            first_line = file.readline(MAX_ITEM_CHARACTERS)
+        more = any(line.strip() for line in iter(lambda: file.readline(CHUNK_CHARACTERS), ""))
     try:
         json.loads(first_line)
-        is_jsonl = more
     except (ValueError, RecursionError):
-        is_jsonl = more and first_line.rstrip().endswith("}")  # a broken first line of JSONL, not a document's opening
-    if is_jsonl:
-        yield from _jsonl(path)
-        return
-    document = read_json(path)
-    nested = [key for key in NESTED_KEYS if isinstance(document.get(key), list)]
-    yield from _items(path, document[nested[0]] if len(nested) == 1 else [document])
+        return more and first_line.rstrip().endswith("}")  # a broken first line of JSONL, not a document's opening
+    return more
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
@@ -177,7 +190,7 @@ def _jsonl(path: Path) -> Iterator[Record]:
             raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _items(path: Path, array: list[Any]) -> Iterator[Record]:
+def _items(path: Path, array: Iterable[Any]) -> Iterator[Record]:
     for number, value in enumerate(array, 1):
         if not isinstance(value, dict):
             raise DataError(f"{path}, item {number}: expected an object, found {type(value).__name__}")
