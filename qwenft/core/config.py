@@ -91,6 +91,8 @@ class TrainConfig(BaseModel):
     """Updates between checkpoints. Unset: one each epoch."""
     keep_last: PositiveInt = 2
     """How many checkpoints stay."""
+    keep_best: bool = False
+    """The checkpoint of the best evaluation stays too; `adapter/` holds the best adapter in any case."""
     eval_every: PositiveInt | None = None
     """Updates between evaluations on the held-out split. Unset: one each epoch. Step 0 is always measured."""
     eval_samples: int = Field(200, ge=0)

@@ -68,10 +68,11 @@ def choose_machines(count: int, number: int | None, meeting: str | None) -> Mach
     return Machines(count, number, meeting)
 
 
-def choose_devices(gpus: str | None, environment: Mapping[str, str] = os.environ) -> Devices:
+def choose_devices(gpus: str | None, environment: Mapping[str, str] = os.environ, *, imagined: bool = False) -> Devices:
     """Read `--gpus`: `0`, `1,3`, `all`, `cpu`, `cpu:2`; None: the first GPU, or the CPU where there is none.
 
     A CUDA_VISIBLE_DEVICES that is set already is respected: ids outside it are refused.
+    imagined: on a machine without any GPU take those named as if they were there, for a plan.
     Raises UsageError for what cannot be read, DeviceError for what is not there.
     """
     text = "auto" if gpus is None else gpus.strip().lower()
@@ -82,6 +83,8 @@ def choose_devices(gpus: str | None, environment: Mapping[str, str] = os.environ
     if text == "auto":
         return _cuda(allowed[:1], names, allowed) if allowed else Devices("cpu", 1)
     ids = allowed if text == "all" else _parse_ids(text)
+    if not names and imagined and ids:
+        return Devices("cuda", len(ids), ids, ("not on this machine",) * len(ids), tuple(range(len(ids))))
     if not names:
         raise DeviceError(f"--gpus {gpus}: no NVIDIA GPU is there ({problem})", hint="--gpus cpu")
     for gpu in ids:

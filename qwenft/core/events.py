@@ -1,7 +1,7 @@
 """What a command's body tells its caller while it works: events, and their plain lines."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Event = Mapping[str, Any]
@@ -122,6 +122,7 @@ def plan_rows(plan: Event) -> list[tuple[str, str]]:
         ("batch", f"{batch['batch_size']} x {devices} x {batch['accumulation']} accumulation = {batch['effective']}"),
         ("updates", updates["formula"]),
         ("image tokens", f"{tokens['min']} min, {tokens['median']} median, {tokens['max']} max"),
+        *_foretold(plan),
         ("memory", f"about {memory['total']} GiB a device ({memory['assumes']})"),
         ("evaluations", _steps_text(plan["evaluations"])),
         ("checkpoints", _steps_text(plan["checkpoints"])),
@@ -130,6 +131,44 @@ def plan_rows(plan: Event) -> list[tuple[str, str]]:
         which = "1 of them asks" if data["absent"] == 1 else f"{data['absent']:,} of them ask"
         rows.insert(2, ("", f"{which} for something that is not in the picture"))
     return rows
+
+
+def _foretold(plan: Event) -> list[tuple[str, str]]:
+    """What plans of older versions do not have."""
+    if "sample_tokens" not in plan:
+        return []
+    tokens, small, disk, rates = (plan[key] for key in ("sample_tokens", "small_boxes", "disk", "learning_rates"))
+    rows = [("tokens", f"a sample has {tokens['min']} min, {tokens['median']} median, {tokens['max']} max")]
+    if small["boxes"]:
+        rows.append(
+            ("", f"{small['boxes']:,} of {small['of']:,} boxes are under {small['px']} px in the model's frame")
+        )
+    rows.append(("learning rate", f"{sparkline(rates)} up to {max(rates):.1e}"))
+    return [*rows, ("disk", f"at most {disk['needed_gb']} GB of {disk['free_gb']} free")]
+
+
+_LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Numbers from 0 up as a row of bars, the largest one in full.
+
+    >>> sparkline([0, 1, 2, 4])
+    '▁▂▄█'
+    """
+    most = max(values, default=0) or 1
+    return "".join(_LEVELS[min(7, int(value / most * 7.999))] for value in values)
+
+
+def memory_text(finished: Event) -> str:
+    """What a run took, and what its plan had said.
+
+    >>> memory_text({"memory_gib": 31.8, "estimate_gib": 30.0})
+    '31.8 GiB of GPU memory (planned: 30.0)'
+    """
+    if finished["estimate_gib"] is None:
+        return f"{finished['memory_gib']} GiB of memory"
+    return f"{finished['memory_gib']} GiB of GPU memory (planned: {finished['estimate_gib']})"
 
 
 def _steps_text(steps: list[int]) -> str:
@@ -166,6 +205,8 @@ def eval_text(event: Event) -> str:
 def finished_text(event: Event) -> str:
     """The end of a run in one line."""
     text = f"finished: {event['steps']} updates in {event['seconds']:.1f} s"
+    if event.get("estimate_gib") is not None:
+        text += f", {memory_text(event)}"
     if event["value"] is not None and event["baseline"] is not None:
         text += f"; {event['metric']} {event['baseline']:.3f} -> {event['value']:.3f} (step {event['best_step']})"
     return text

@@ -12,8 +12,13 @@ from qwenft.core.runs import Contract, Run
 _KINDS: Final = {"lora": "a LoRA adapter for", "full": "weights from a full fine-tuning of"}
 
 
-def write_card(folder: Path, config: TrainConfig, contract: Contract, evals: Sequence[Mapping[str, Any]]) -> None:
-    """Write README.md beside an adapter: what it is, what was measured, how it is used."""
+def write_card(
+    folder: Path, config: TrainConfig, contract: Contract, evals: Sequence[Mapping[str, Any]], memory: str
+) -> None:
+    """Write README.md beside an adapter: what it is, what was measured, how it is used.
+
+    memory: what its training took, as a sentence's end.
+    """
     rows = "\n".join(f"| {e['step']} | {e['metric']} | {_shown(e['value'])} | {e['samples']} |" for e in evals)
     measured = (
         f"| step | metric | value | held-out samples |\n|---|---|---|---|\n{rows}" if evals else "Nothing was measured."
@@ -22,14 +27,14 @@ def write_card(folder: Path, config: TrainConfig, contract: Contract, evals: Seq
         folder / "README.md",
         f"""---
 base_model: {contract.base}
-library_name: {'peft' if config.method == 'lora' else 'transformers'}
+library_name: {"peft" if config.method == "lora" else "transformers"}
 pipeline_tag: image-text-to-text
 tags: [qwen2.5-vl, grounding, {config.method}, qwenft]
 ---
 # {contract.data}: {_KINDS[config.method]} {contract.base}
 
 Trained by qwenft {contract.versions.get("qwenft", "")} on {len(contract.pictures)} pictures of `{contract.data}`
-({", ".join(contract.tasks)}). Step 0 is the base model, asked in the same way.
+({", ".join(contract.tasks)}). Step 0 is the base model, asked in the same way. Its training took {memory}.
 
 {measured}
 

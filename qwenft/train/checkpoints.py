@@ -67,9 +67,10 @@ def _all(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
-def prune(folder: Path, keep_last: int) -> None:
-    """Remove all but the newest complete checkpoints, and the torn ones among the older."""
-    kept = set(complete_checkpoints(folder)[-keep_last:]) | set(torn_checkpoints(folder))
+def prune(folder: Path, keep_last: int, best: int | None = None) -> None:
+    """Remove all but the newest complete checkpoints, and the torn ones among the older.  best: this step stays too."""
+    whole = complete_checkpoints(folder)
+    kept = {*whole[-keep_last:], *torn_checkpoints(folder), *(path for path in whole if step_of(path) == best)}
     for path in _all(folder):
         if path not in kept:
             shutil.rmtree(path)

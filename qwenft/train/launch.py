@@ -23,12 +23,14 @@ from qwenft.core.events import Emit, Event, PlainLines, ignore, waiting, warning
 from qwenft.core.files import write_json
 from qwenft.core.runs import Run, new_run
 from qwenft.core.samples import open_dataset
-from qwenft.train.preflight import check_packages
+from qwenft.train.preflight import check_engine
 from qwenft.train.resume import first_plan, newest_checkpoint, plan_resumption, smaller_micro_batch
 
 _CONTROL: Final = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 POLL_S: Final = 0.1
-TAIL_LINES: Final = 60
+TAIL_LINES: Final = 15
+_OF_THE_LAUNCHER: Final = re.compile(r"torch/distributed/elastic/multiprocessing/api\.py")
+"""Where torch's launcher begins to speak of a worker that failed; what the worker said stands before it."""
 
 
 def train_adapter(
@@ -48,8 +50,8 @@ def train_adapter(
     Raises the error that ended the worker; KeyboardInterrupt after a Ctrl-C that it ended cleanly by a checkpoint.
     """
     base = (root or Path.cwd()).absolute()
-    check_packages(config)
-    devices = replace(choose_devices(config.gpus), machines=machines)
+    devices = replace(choose_devices(config.gpus, imagined=dry_run), machines=machines)
+    check_engine(config, devices)
     dataset = open_dataset(config.data, base)
     dataset.samples(dataset.train)  # a broken line is found before torch is loaded
     if machines.count > 1 and config.name is None:
@@ -78,7 +80,7 @@ def resume_training(
     """
     base = (root or Path.cwd()).absolute()
     plan = plan_resumption(run, overrides, options, base, machines)
-    check_packages(plan.config)
+    check_engine(plan.config, plan.devices)
     order = _Order(
         plan.config, plan.dataset.path, plan.run, plan.devices, demo=False, dry_run=dry_run, resume=True,
         aloud=plan.aloud,
@@ -161,6 +163,7 @@ class _Worker:
         self._pending: list[str] = []
         """Lines for train.log that came before the run's folder."""
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._launcher_speaks = False
         self._lines: queue.Queue[str] = queue.Queue()
         self._offset = 0
         self._log_is_broken = False
@@ -213,11 +216,17 @@ class _Worker:
             line = self._lines.get(timeout=wait_s)
             while True:
                 if line:
-                    self._tail.append(line)
+                    self._keep(line)
                     self._log(f"[worker] {line}")
                 line = self._lines.get_nowait()
         for event in self._new_events():
             self._take(event)
+
+    def _keep(self, line: str) -> None:
+        """Remember the last lines, those of a worker itself: the launcher's own long table hides what happened."""
+        self._launcher_speaks = self._launcher_speaks or bool(_OF_THE_LAUNCHER.search(line))
+        if not self._launcher_speaks or "SIGKILL" in line:
+            self._tail.append(line)
 
     def _new_events(self) -> Iterator[dict[str, Any]]:
         with self.channel.open("rb") as file:

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from qwenft.core.files import sha256_of_file
 from qwenft.core.runs import Contract
 from qwenft.core.samples import PreparedDataset, Sample
 from qwenft.core.steps import Updates, count_updates
-from qwenft.model.inputs import image_tokens
-from qwenft.model.load import load_config, matched_in, meta_model, trainable_model
+from qwenft.model.inputs import Encoder, image_tokens
+from qwenft.model.load import load_config, load_processor, matched_in, meta_model, trainable_model
+from qwenft.train.forecast import disk, learning_rates, sample_tokens, small_boxes
 from qwenft.train.memory import is_compiled, memory_estimate, micro_batch, packed_tokens
 
 
@@ -38,10 +40,12 @@ def stops(every: int, total: int) -> list[int]:
     return sorted({*range(every, total + 1, every), total})
 
 
-def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract, devices: Devices) -> dict[str, Any]:
+def make_plan(
+    config: TrainConfig, dataset: PreparedDataset, contract: Contract, devices: Devices, folder: Path | None = None
+) -> dict[str, Any]:
     """Everything that can be known before weights are read, as the `plan` event.
 
-    Memory is an estimate for one device; its assumptions stand beside it.
+    Memory is an estimate for one device; its assumptions stand beside it.  folder: of the run, for the disk.
     """
     samples = dataset.samples(dataset.train)
     updates = planned_updates(config, len(samples), devices.world)
@@ -83,6 +87,10 @@ def make_plan(config: TrainConfig, dataset: PreparedDataset, contract: Contract,
         "lora": scope,
         "pixels": {"min": contract.min_pixels, "max": contract.max_pixels},
         "image_tokens": {"min": min(tokens), "median": int(statistics.median(tokens)), "max": max(tokens)},
+        "sample_tokens": sample_tokens(samples, Encoder(load_processor(config.model), contract)),
+        "small_boxes": small_boxes(samples, contract),
+        "learning_rates": learning_rates(config, updates.total_updates),
+        "disk": disk(config, scope["trainable"], folder or Path.cwd()),
         "memory_gib": memory_estimate(config, model_config, scope, row, devices.kind, compiled=compiled),
     }
 
@@ -119,4 +127,10 @@ def lora_scope(config: TrainConfig, model_config: Any) -> dict[str, Any]:
     matched = {part: len(matched_in(model, part, config.method)) for part in config.parts}
     tuned = trainable_model(model, config)
     trainable = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
-    return {"method": config.method, "modules": matched, "trainable": trainable, "total": total, "share": trainable / total}
+    return {
+        "method": config.method,
+        "modules": matched,
+        "trainable": trainable,
+        "total": total,
+        "share": trainable / total,
+    }

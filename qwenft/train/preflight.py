@@ -54,6 +54,13 @@ def check_packages(config: TrainConfig) -> None:
             raise DeviceError(f"{package} {found} is too old for {partner}: {oldest} or later was tried", hint=mend)
 
 
+def check_engine(config: TrainConfig, devices: Devices) -> None:
+    """Raises DeviceError for an engine that has nothing to do here, and what `check_packages` raises."""
+    if config.engine == "fsdp" and devices.world == 1:
+        raise DeviceError("engine=fsdp divides weights among processes: here is one", hint="--gpus 0,1; or engine=ddp")
+    check_packages(config)
+
+
 def preflight(config: TrainConfig, devices: Devices) -> None:
     """Let the processes count themselves and take one tiny step on the engine.  Raises DeviceError.
 

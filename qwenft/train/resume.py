@@ -16,7 +16,7 @@ from qwenft.core.steps import count_updates
 from qwenft.train.checkpoints import complete_checkpoints, step_of, torn_checkpoints
 
 FREE: Final = frozenset(
-    {"data", "workers", "gpus", "max_tokens", "save_every", "keep_last", "auto_micro_batch", "report_to"}
+    {"data", "workers", "gpus", "max_tokens", "save_every", "keep_last", "keep_best", "auto_micro_batch", "report_to"}
 )
 """Settings that a resumed run may change: none changes what is learned.  `data` may have moved: its content is held
 against the run's.  batch_size and accumulation may change together, as long as each update keeps its samples."""
@@ -96,6 +96,12 @@ def _same_updates(
     if was[1] != devices.world and config.accumulation == was[2] and wanted % micro == 0:
         config = config.model_copy(update={"accumulation": wanted // micro})
     now = (config.batch_size, devices.world, config.accumulation)
+    if config.engine == "deepspeed" and was[1] != devices.world and newest_checkpoint(run):
+        raise UsageError(
+            f"DeepSpeed's checkpoints are divided among the {was[1]} processes that made them, and here are "
+            f"{devices.world}",
+            hint=f"qwenft train --resume {run.name} on {was[1]} devices",
+        )
     if was == now:
         return config, []
     counts = [

@@ -116,6 +116,8 @@ class Examiner:
         }  # fmt: skip
         self.evals.append(event)
         self.report(event)
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()  # the next updates' memory is told by itself
         return value
 
 
@@ -148,6 +150,7 @@ class AdapterTrainer(Trainer):
         run: Run,
         contract: Contract,
         keep_last: int,
+        best_step: Callable[[], int | None],
         report: Emit,
         order: PictureOrder,
         features: PictureFeatures | None,
@@ -160,6 +163,8 @@ class AdapterTrainer(Trainer):
         self.run = run
         self.contract = contract
         self.keep_last = keep_last
+        self.best_step = best_step
+        """Whose checkpoint stays beside the newest; None: no one's."""
         self.report = report
         self.order = order
         self.features = features
@@ -245,7 +250,7 @@ class AdapterTrainer(Trainer):
                 if self.run.adapter.is_dir():
                     link_copy(self.run.adapter, staged / BEST)
                 checkpoints.publish(staged, final)
-                checkpoints.prune(self.run.checkpoints, self.keep_last)
+                checkpoints.prune(self.run.checkpoints, self.keep_last, self.best_step())
         if self.args.should_save:
             self.report({"event": "checkpoint", "step": step, "path": str(final)})
 
@@ -276,6 +281,8 @@ class Conductor(TrainerCallback):
         self.watch = watch
         self.early_stopping = config.early_stopping
         self.lower_rate = config.learning_rate / 2
+        self.peak_gib = 0.0
+        """Of the updates alone: what an evaluation takes does not count."""
         self._clock = time.monotonic()
 
     def on_train_begin(
@@ -310,6 +317,8 @@ class Conductor(TrainerCallback):
         if not logs or "loss" not in logs or self.trainer is None:
             return
         seconds = max(time.monotonic() - self._clock, 1e-9)
+        memory_gib = peak_memory_gib(args.device)
+        self.peak_gib = max(self.peak_gib, memory_gib)
         trainer, world = self.trainer, args.world_size
         trainer.report(
             {
@@ -318,7 +327,7 @@ class Conductor(TrainerCallback):
                 "samples_per_s": round(trainer.num_samples * world / seconds, 2),
                 "tokens_per_s": round(trainer.num_tokens * world / seconds, 1),
                 "wait_share": round(min(trainer.seconds_waited / seconds, 1.0), 3),
-                "memory_gib": round(peak_memory_gib(args.device), 3),
+                "memory_gib": round(memory_gib, 3),
             }
         )  # fmt: skip
         trainer.num_samples = trainer.num_tokens = 0
@@ -351,7 +360,7 @@ class Conductor(TrainerCallback):
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak so far: allocated on a GPU, resident of this process on the CPU."""
+    """Peak since the last evaluation: allocated on a GPU; on the CPU resident in this process, since it began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1024**3
     import resource

@@ -21,7 +21,7 @@ from qwenft import __version__
 from qwenft.core.config import TrainConfig, make_config, to_yaml
 from qwenft.core.devices import Devices, Machines
 from qwenft.core.errors import DeviceError, ModelError, QwenftError, RunError
-from qwenft.core.events import Event, warning
+from qwenft.core.events import Event, memory_text, warning
 from qwenft.core.files import to_line, write_whole
 from qwenft.core.runs import Contract, Run, point_latest
 from qwenft.core.samples import PreparedDataset
@@ -43,6 +43,7 @@ from qwenft.train.batches import Collator, PictureOrder, TrainingData
 from qwenft.train.card import write_card, write_curves
 from qwenft.train.checkpoints import complete_checkpoints, step_of
 from qwenft.train.engine import engine_arguments, hold_to_engine, start_deepspeed, with_precision
+from qwenft.train.forecast import SCHEDULES, warmup_updates
 from qwenft.train.gradients import GradientCheck
 from qwenft.train.plan import make_plan
 from qwenft.train.preflight import check_shared, preflight
@@ -180,12 +181,14 @@ def _work(job: Job, stop: StopRequest) -> int:
     config, start = job.config, time.monotonic()
     dataset = PreparedDataset.open(job.data)
     contract = base_contract(config.model, weights=False).with_budget(config.min_pixels, config.max_pixels)
-    plan = make_plan(config, dataset, contract, job.devices)
+    plan = make_plan(config, dataset, contract, job.devices, job.run.path)
     before = list(job.run.read_events()) if job.resume else []
     check_same(first_plan(before), plan)
     if job.dry_run:
         job.report(plan)
         return 0
+    if plan["disk"]["needed_gb"] > plan["disk"]["free_gb"]:
+        job.report(warning("the disk may not hold this run: {needed_gb} GB of {free_gb} free".format(**plan["disk"])))
     preflight(config, job.devices)
     kept = events_until(before, job.checkpoint)
     if job.is_first:
@@ -210,7 +213,12 @@ def _work(job: Job, stop: StopRequest) -> int:
     if best.step is None:
         best.keep(trainer.state.global_step, None)
     if job.is_first:
-        done = {"steps": trainer.state.global_step, "seconds": round(time.monotonic() - start, 1)}
+        done = {
+            "steps": trainer.state.global_step, "seconds": round(time.monotonic() - start, 1),
+            "memory_gib": round(session.conductor.peak_gib, 2),
+            # On the CPU a process holds its libraries too: no figure to compare.
+            "estimate_gib": plan["memory_gib"]["total"] if job.devices.kind == "cuda" else None,
+        }  # fmt: skip
         _finish(job, session.evals, best, done)
     return 0
 
@@ -360,6 +368,7 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
         run=job.run,
         contract=contract,
         keep_last=config.keep_last,
+        best_step=lambda: best.step if config.keep_best else None,
         report=job.report,
         model=model,
         args=arguments,
@@ -420,7 +429,6 @@ def training_arguments(job: Job, total: int) -> TrainingArguments:
     if on_gpu and not torch.cuda.is_available():
         raise DeviceError("a GPU is there, but this torch cannot use it", hint="nvidia-smi; or --gpus cpu")
     by_deepspeed = config.engine == "deepspeed"  # its engine steps at each backward: it has to count them itself
-    schedules = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
     arguments = TrainingArguments(
         output_dir=str(job.run.checkpoints / ".staging"),
         use_cpu=not on_gpu,
@@ -434,8 +442,8 @@ def training_arguments(job: Job, total: int) -> TrainingArguments:
         per_device_train_batch_size=config.batch_size * (1 if by_deepspeed else config.accumulation),
         gradient_accumulation_steps=config.accumulation if by_deepspeed else 1,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=schedules[config.schedule],
-        warmup_steps=int(config.warmup * total),
+        lr_scheduler_type=SCHEDULES[config.schedule],
+        warmup_steps=warmup_updates(config, total),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         **engine_arguments(config),
@@ -454,7 +462,7 @@ def training_arguments(job: Job, total: int) -> TrainingArguments:
 
 
 def _finish(job: Job, evals: list[dict[str, Any]], best: BestAdapter, done: dict[str, Any]) -> None:
-    write_card(job.run.adapter, job.config, best.contract, evals)
+    write_card(job.run.adapter, job.config, best.contract, evals, memory_text(done))
     shutil.rmtree(job.run.checkpoints / ".staging", ignore_errors=True)
     job.report(
         {
