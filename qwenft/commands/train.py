@@ -16,11 +16,13 @@ SETTINGS: Final = (
     "eval_samples, early_stopping, auto_micro_batch, report_to"
 )
 """Of core/config.py, spelled out: importing it for the help would cost more than the rest of the help."""
+UNTESTED: Final = "Untested on GPUs: engine=fsdp, engine=deepspeed, quantize=4bit, method=full, --nnodes."
+"""What was run on CPUs only: the table in docs/training.md."""
 
 
 def train(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help=f"Any setting: {SETTINGS}.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help=f"Any setting: {SETTINGS}. {UNTESTED}")
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")] = None,
     data: Data = None,
