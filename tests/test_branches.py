@@ -14,10 +14,10 @@ from PIL import Image
 from test_attention import distance, loss_and_gradients
 
 from qwenft.core.samples import Sample, SceneObject
-from qwenft.model import branches, fast
+from qwenft.model import attention, branches, fast
 from qwenft.model.attention import PLAIN
 from qwenft.model.branches import BRANCHES, Layout, mrope_positions, on_device, pack, with_pictures
-from qwenft.model.fast import eager_layers, enable_fast_step, set_fast_step
+from qwenft.model.fast import compile_layers, eager_layers, enable_fast_step, set_fast_step
 from qwenft.model.features import PictureFeatures
 from qwenft.model.inputs import Encoded, Encoder, collate
 from qwenft.model.load import add_lora, base_contract, load_base, load_processor
@@ -280,15 +280,54 @@ def test_features_beyond_the_budget_are_computed_again(model: Any, encoder: Enco
     assert features([other], ["b"])[0].shape[0] == other.grid_thw.prod() // 4
 
 
-def test_layers_are_compiled_again_behind_a_block_in_which_they_are_not() -> None:
-    layer = torch.nn.Linear(2, 2)
-    called: list[str] = []
-    layer._compiled_call_impl = lambda *_: called.append("compiled")  # type: ignore[assignment]
-    with eager_layers(torch.nn.Sequential(layer)):
-        layer(torch.ones(1, 2))
-    assert called == []
-    layer(torch.ones(1, 2))
-    assert called == ["compiled"]
+@pytest.fixture
+def traceable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attentions that can be traced on the CPU, where the real ones are loops; on a GPU they are single operators."""
+    monkeypatch.setattr(branches, "_by_picture", lambda q, k, v, layout, scaling: q * scaling)
+    monkeypatch.setattr(attention, "_by_length", lambda qkv, scaling, borders: qkv[0].transpose(1, 2) * scaling)
+
+
+@pytest.mark.usefixtures("traceable")
+def test_layers_are_compiled_once_for_rows_of_all_lengths(encoder: Encoder, folder: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    model = tuned(("language",))
+    set_fast_step(model, True)
+    rows = [items_of(encoder, folder, drawn) for drawn in (
+        [(120, 90, [1, 0])], [(200, 150, [1]), (90, 260, [3, 1, 1])], [(60, 60, [1])],
+    )]  # fmt: skip
+
+    def losses() -> list[float]:
+        found = []
+        for items in rows:
+            row = packed(items, PictureFeatures(model.get_base_model(), 0))
+            loss = model(**row, num_items_in_batch=torch.tensor(50)).loss
+            loss.backward()
+            found.append(float(loss.detach()))
+        return found
+
+    plain = losses()
+    torch._dynamo.reset()
+    assert compile_layers(model, vision=True, backend="eager") == ""
+    graphs = counters["stats"]["unique_graphs"]
+    assert losses() == pytest.approx(plain, rel=1e-5)
+    assert counters["stats"]["unique_graphs"] == graphs
+    layer = model.get_base_model().model.language_model.layers[0]
+    with eager_layers(model):
+        assert "forward" not in vars(layer)
+        assert losses() == pytest.approx(plain, rel=1e-5)
+    assert "forward" in vars(layer)
+
+
+def test_layers_that_do_not_compile_stay_as_they_are(model: Any) -> None:
+    set_fast_step(model, True)
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no compiler here\nmore")
+
+    torch._dynamo.reset()
+    assert "no compiler here" in compile_layers(model, vision=False, backend=refuse)
+    assert not any("forward" in vars(layer) for layer in model.get_base_model().model.language_model.layers)
 
 
 def test_inputs_move_but_for_the_sizes_that_are_read_on_the_cpu(encoder: Encoder, folder: Path) -> None:

@@ -1,7 +1,9 @@
 """The fast training step, switched on where it gives what the plain one gives: probed once at start-up."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -91,7 +93,7 @@ def _noise(base: Any) -> list[Encoded]:
     return items
 
 
-def compile_layers(model: Any, *, vision: bool) -> str:
+def compile_layers(model: Any, *, vision: bool, backend: str = "inductor") -> str:
     """Let torch.compile fuse each decoder layer; lengths may vary.  Compiles by a step on noise.
 
     vision: the blocks of the vision tower too, which is frozen and sees pictures apart from the language model.
@@ -99,8 +101,14 @@ def compile_layers(model: Any, *, vision: bool) -> str:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = [*base.model.language_model.layers, *(base.model.visual.blocks if vision else ())]
+    # The innermost function of each class: around it transformers wraps one that all classes share, and torch keeps
+    # what it compiled by function, looks through all of it at each call, and gives up after some.
+    compiled = {
+        kind: torch.compile(inspect.unwrap(kind.forward), dynamic=True, backend=backend)
+        for kind in {type(layer) for layer in layers}
+    }
     for layer in layers:
-        layer.compile(dynamic=True)
+        vars(layer)["forward"] = partial(_forward, compiled[type(layer)], layer)
     items = _noise(base)
     pictures = [items[0].picture, items[-1].picture]
     packed = pack(items, base.config.image_token_id)[0]
@@ -108,26 +116,38 @@ def compile_layers(model: Any, *, vision: bool) -> str:
     model.train()
     try:
         known = PictureFeatures(base, 0)(pictures, ["one", "other"]) if vision else None
-        base(**on_device(with_pictures(packed, pictures, known), base.device)).loss.backward()
+        shown = on_device(with_pictures(packed, pictures, known), base.device)
+        count = torch.tensor(1, device=base.device)  # as the Trainer gives it: keywords reach the layers, by number
+        base(**shown, num_items_in_batch=count).loss.backward()
     except (RuntimeError, ImportError, OSError, ValueError) as error:
         for layer in layers:
-            layer._compiled_call_impl = None
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            del vars(layer)["forward"]
+        return " ".join(str(error).split())[:200] or type(error).__name__
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
     return ""
 
 
+def _forward(compiled: Any, layer: Any, *arguments: Any, **more: Any) -> Any:
+    """A layer's forward, recomputed in the backward pass where that is asked for (GradientCheckpointingLayer)."""
+    if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
+        return layer._gradient_checkpointing_func(partial(compiled, layer, **more), *arguments)
+    return compiled(layer, *arguments, **more)
+
+
 @contextmanager
 def eager_layers(model: Any) -> Iterator[None]:
     """Inside the block no layer is compiled: generation asks for other shapes at each step and would compile again."""
-    layers = [module for module in model.modules() if module._compiled_call_impl is not None]
-    compiled = [layer._compiled_call_impl for layer in layers]
-    for layer in layers:
-        layer._compiled_call_impl = None
+    compiled = {
+        module: call
+        for module in model.modules()
+        if isinstance(call := vars(module).get("forward"), partial) and call.func is _forward
+    }
+    for module in compiled:
+        del vars(module)["forward"]
     try:
         yield
     finally:
-        for layer, call in zip(layers, compiled, strict=True):
-            layer._compiled_call_impl = call
+        for module, call in compiled.items():
+            vars(module)["forward"] = call

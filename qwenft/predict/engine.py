@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from transformers import vision_utils
 
+from qwenft.model.features import vision_geometry
 from qwenft.model.inputs import Picture
 from qwenft.predict.cache import ATTENTION, Prefixes, RowCache, visible_mask
 from qwenft.predict.merge import MergedLora
@@ -97,7 +97,7 @@ class Engine:
         positions_3IS, behind = self._positions(prefixes, longest)
         pixels_PD = torch.cat([prefix.picture.pixel_values_PD.to(device, non_blocking=True) for prefix in prefixes])
         grids_I3 = torch.stack([prefix.picture.grid_thw for prefix in prefixes])
-        geometry = _geometry(self.base.config.vision_config, grids_I3, device)
+        geometry = vision_geometry(self.base.config.vision_config, grids_I3, device)
         features = torch.cat(self.base.model.get_image_features(pixels_PD, grids_I3, **geometry).pooler_output)
         embedded_ISC = self._text.embed_tokens(ids_IS.to(device))
         embedded_ISC.flatten(0, 1)[image_places] = features.to(embedded_ISC.dtype)
@@ -218,21 +218,6 @@ class Engine:
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             self._step(self.rows, length)
         return graph
-
-
-def _geometry(config: Any, grids_I3: torch.Tensor, device: torch.device) -> dict[str, Any]:
-    """What the vision tower derives from the grids, on the CPU: on a GPU each block would wait for it.
-
-    The keywords are those that transformers 5.24 takes ready-made (vision_utils.py).
-    """
-    whole = vision_utils.get_vision_cu_seqlens(grids_I3)
-    index, windows = vision_utils.get_vision_window_index(
-        grids_I3, config.spatial_merge_size, config.window_size, config.patch_size
-    )
-    positions = vision_utils.get_vision_position_ids(grids_I3, config.spatial_merge_size)
-    found = {"position_ids": positions, "cu_seqlens": whole, "window_index": index, "cu_window_seqlens": windows}
-    longest = {"max_seqlen": int(whole.diff().max()), "max_window_seqlen": int(windows.diff().max())}
-    return {name: value.to(device, non_blocking=True) for name, value in found.items()} | longest
 
 
 def _rounded(number: int, step: int) -> int:

@@ -33,7 +33,7 @@ from qwenft.prepare.pictures import open_upright
 
 MAX_NEW_TOKENS: Final[dict[Task, int]] = {"grounding": 256, "detection": 2048, "caption": 128}
 """An answer is cut there; a box takes about 40 tokens.  A cut answer is salvaged and says so."""
-MAX_ROWS: Final = {"cpu": 64, "cuda": 128}
+MAX_ROWS: Final = {"cpu": 64, "cuda": 256}
 """Questions that are answered side by side, where memory allows (docs/decisions.md)."""
 MEMORY_SHARE: Final = 0.6
 """Of a GPU's free memory, for the cache; the rest is for what a pass computes."""
@@ -93,6 +93,7 @@ class Predictor:
         if min_pixels or max_pixels:
             contract = contract.with_budget(min_pixels, max_pixels)
         network: Any = load_base(model, weights, device, contract.quantize)
+        network.requires_grad_(False)  # frozen layers may be laid out as the kernels like them
         if why := enable_fast_vision(network):
             emit(warning(f"the fast vision tower is off: {why}"))
         if adapter is not None:

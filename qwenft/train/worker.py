@@ -45,6 +45,7 @@ from qwenft.train.checkpoints import complete_checkpoints, step_of
 from qwenft.train.engine import engine_arguments, hold_to_engine, start_deepspeed, with_precision
 from qwenft.train.forecast import SCHEDULES, warmup_updates
 from qwenft.train.gradients import GradientCheck
+from qwenft.train.memory import is_wide
 from qwenft.train.plan import make_plan
 from qwenft.train.preflight import check_shared, preflight
 from qwenft.train.resume import check_same, events_until, first_plan
@@ -335,7 +336,7 @@ class Session:
 def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[str, Any], stop: StopRequest) -> Session:
     config = job.config
     arguments = training_arguments(job, plan["updates"]["total"])
-    dtype = torch.bfloat16 if arguments.bf16 else torch.float32
+    dtype = torch.float32 if is_wide(config, job.devices.kind) else torch.bfloat16
     if config.engine == "deepspeed":
         start_deepspeed(job.devices.kind)
     set_seed(config.seed)
@@ -428,13 +429,14 @@ def training_arguments(job: Job, total: int) -> TrainingArguments:
     config, on_gpu = job.config, job.devices.kind == "cuda"
     if on_gpu and not torch.cuda.is_available():
         raise DeviceError("a GPU is there, but this torch cannot use it", hint="nvidia-smi; or --gpus cpu")
+    casts_itself = config.fast and config.method == "lora" and config.engine == "ddp"  # model/lora.py: no autocast
     by_deepspeed = config.engine == "deepspeed"  # its engine steps at each backward: it has to count them itself
     arguments = TrainingArguments(
         output_dir=str(job.run.checkpoints / ".staging"),
         use_cpu=not on_gpu,
         ddp_backend="gloo" if job.devices.world > 1 and not on_gpu else None,
         ddp_find_unused_parameters=False,
-        bf16=config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu),
+        bf16=not is_wide(config, job.devices.kind) and not casts_itself,
         seed=config.seed,
         data_seed=config.seed,
         num_train_epochs=config.epochs,
