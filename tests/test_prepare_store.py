@@ -162,6 +162,16 @@ def test_a_damaged_index_costs_time_and_nothing_else(tmp_path: Path, harm: Any) 
     assert content_of(prepare(source, tmp_path, command="-", overwrite=True).path) == first
 
 
+def test_what_a_kill_left_of_an_index_or_a_picture_is_not_taken_over(tmp_path: Path) -> None:
+    source = mixed_source(tmp_path / "set")
+    first = content_of(prepare(source, tmp_path, command="-").path)
+    images = tmp_path / "again" / ".set.partial" / "images"
+    (images / "ab").mkdir(parents=True)
+    for name in (".index.jsonl.x1y2", "ab/abcd.png.4711"):
+        (images / name).write_bytes(b"torn")
+    assert content_of(prepare(source, tmp_path, out=Path("again/set"), command="-").path) == first
+
+
 def test_a_picture_that_was_changed_since_is_not_taken_for_the_one_stored(tmp_path: Path) -> None:
     source = mixed_source(tmp_path / "set")
     data = prepare(source, tmp_path, command="-")

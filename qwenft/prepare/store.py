@@ -221,7 +221,8 @@ class PictureStore:
             return 0
         images = self.folder / "images"
         unused = [path for path in images.glob("*/*") if path.relative_to(self.folder).as_posix() not in used]
-        for path in unused:
+        torn = images.glob(f".{Path(INDEX).name}.*")  # of a run that was killed while it wrote its index
+        for path in (*unused, *torn):
             path.unlink()
         for folder in images.glob("*/"):
             if not any(folder.iterdir()):
