@@ -93,11 +93,13 @@ class Predictor:
         if min_pixels or max_pixels:
             contract = contract.with_budget(min_pixels, max_pixels)
         network: Any = load_base(model, weights, device, contract.quantize)
-        network.requires_grad_(False)  # frozen layers may be laid out as the kernels like them
-        if why := enable_fast_vision(network):
+        if adapter is None:
+            network.requires_grad_(False)  # frozen layers may be laid out as the kernels like them
+        else:  # before the tower is widened: what was trained has the widths of the model's own files
+            network = load_adapter(network, adapter)
+        if why := enable_fast_vision(network.get_base_model() if hasattr(network, "get_base_model") else network):
             emit(warning(f"the fast vision tower is off: {why}"))
         if adapter is not None:
-            network = load_adapter(network, adapter)
             if probe.is_idle(network):
                 emit(warning(f"the adapter {adapter.absolute()} changes nothing: every answer is the base model's own"))
         return cls(network, Encoder(processor, contract), adapter and adapter.absolute(), keep_engine=True)
