@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-STAGES: Final = ("core", "prepare", "model", "predict", "evaluate", "train", "demo", "ui", "commands", "cli")
+STAGES: Final = (
+    "core", "prepare", "model", "predict", "evaluate", "train", "demo", "export", "doctor", "ui", "commands", "cli",
+)  # fmt: skip
 """The row of the house: a place imports only places before it.  tests/test_house.py holds it."""
-COMMANDS: Final = ("prepare", "train", "predict", "eval", "steps", "runs", "demo")
+COMMANDS: Final = ("prepare", "train", "predict", "eval", "steps", "runs", "export", "demo")
 HELP_COLUMNS: Final = 100
 
 

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from qwenft.core.steps import count_updates as count_updates
     from qwenft.demo.demo import run_demo as run_demo
     from qwenft.evaluate.run import evaluate_run as evaluate_run
+    from qwenft.export.run import export_run as export_run
     from qwenft.predict.find import find as find
     from qwenft.prepare.build import prepare_dataset as prepare_dataset
     from qwenft.train.launch import resume_training as resume_training
@@ -21,6 +22,7 @@ _PUBLIC = {
     "resume_training": "qwenft.train.launch",
     "find": "qwenft.predict.find",
     "evaluate_run": "qwenft.evaluate.run",
+    "export_run": "qwenft.export.run",
     "count_updates": "qwenft.core.steps",
     "run_demo": "qwenft.demo.demo",
 }

@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 
 from qwenft.commands.demo import demo
 from qwenft.commands.evaluate import evaluate
+from qwenft.commands.export import export
 from qwenft.commands.options import DEBUG, open_screen
 from qwenft.commands.predict import predict
 from qwenft.commands.prepare import prepare
@@ -76,6 +77,7 @@ app.command(cls=_Command)(predict)
 app.command(name="eval", cls=_Command)(evaluate)
 app.command(cls=_Command)(steps)
 app.command(cls=_Command)(runs)
+app.command(cls=_Command)(export)
 app.command(cls=_Command)(demo)
 
 

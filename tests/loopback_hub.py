@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from loopback_uploads import Uploads
+
 LARGE_BYTES = 100_000
 """From here on a file counts as stored outside git (LFS): named by its SHA-256."""
 
@@ -142,6 +144,7 @@ class LoopbackHub:
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self.faults = Faults()
         self.seen: list[Seen] = []
+        self.uploads = Uploads()
         self._repositories = {}
         for key, folder in folders.items():
             kind, name = key.split("/", maxsplit=1)
@@ -228,6 +231,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.note(Seen(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, self.host))
@@ -238,6 +244,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, b"<html>hello</html>", {"Content-Type": "text/html"})
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         query = parse_qs(urlsplit(self.path).query)
+        token = self.headers.get("Authorization", "")
+        uploaded = self.hub.uploads.answer(self.command, parts, token, body, self.hub.url)
+        if uploaded is not None:
+            return self._json(uploaded[1], uploaded[0])
         api = parts[0] == "api"
         parts = parts[1:] if api else parts
         kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
@@ -323,8 +333,8 @@ class _Handler(BaseHTTPRequestHandler):
         cut = getting and self.hub.take(self.hub.faults.cut, key)
         self._send(status, content, {**headers, **more}, cut_at=len(content) // 2 if cut else None)
 
-    def _json(self, value: object) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _json(self, value: object, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _refuse(self, status: int, code: str, headers: Mapping[str, str] | None = None) -> None:
         named = {"X-Error-Code": code, "X-Error-Message": code} if code else {}

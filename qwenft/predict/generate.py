@@ -99,9 +99,8 @@ class Predictor:
             network = load_adapter(network, adapter)
         if why := enable_fast_vision(network.get_base_model() if hasattr(network, "get_base_model") else network):
             emit(warning(f"the fast vision tower is off: {why}"))
-        if adapter is not None:
-            if probe.is_idle(network):
-                emit(warning(f"the adapter {adapter.absolute()} changes nothing: every answer is the base model's own"))
+        if adapter is not None and probe.is_idle(network):
+            emit(warning(f"the adapter {adapter.absolute()} changes nothing: every answer is the base model's own"))
         return cls(network, Encoder(processor, contract), adapter and adapter.absolute(), keep_engine=True)
 
     @property
