@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qwenft.core.steps import count_updates as count_updates
     from qwenft.demo.demo import run_demo as run_demo
+    from qwenft.doctor.diagnose import diagnose as diagnose
     from qwenft.evaluate.run import evaluate_run as evaluate_run
     from qwenft.export.run import export_run as export_run
     from qwenft.predict.find import find as find
@@ -23,6 +24,7 @@ _PUBLIC = {
     "find": "qwenft.predict.find",
     "evaluate_run": "qwenft.evaluate.run",
     "export_run": "qwenft.export.run",
+    "diagnose": "qwenft.doctor.diagnose",
     "count_updates": "qwenft.core.steps",
     "run_demo": "qwenft.demo.demo",
 }

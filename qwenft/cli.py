@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from qwenft.commands.demo import demo
+from qwenft.commands.doctor import doctor
 from qwenft.commands.evaluate import evaluate
 from qwenft.commands.export import export
 from qwenft.commands.options import DEBUG, open_screen
@@ -78,6 +79,7 @@ app.command(name="eval", cls=_Command)(evaluate)
 app.command(cls=_Command)(steps)
 app.command(cls=_Command)(runs)
 app.command(cls=_Command)(export)
+app.command(cls=_Command)(doctor)
 app.command(cls=_Command)(demo)
 
 

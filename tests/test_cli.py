@@ -20,7 +20,7 @@ from qwenft.commands.train import SETTINGS
 from qwenft.core.config import TrainConfig
 from qwenft.core.files import write_json
 
-COMMANDS = ("prepare", "train", "predict", "eval", "steps", "runs", "export", "demo")
+COMMANDS = ("prepare", "train", "predict", "eval", "steps", "runs", "export", "doctor", "demo")
 
 
 @dataclass(frozen=True)
