@@ -29,7 +29,8 @@ SETTINGS = (
     {"batch_size": 2, "accumulation": 8, "max_pixels": 100352},
     {"batch_size": 2, "accumulation": 8, "parts": "language,merger,vision"},
     {"batch_size": 8, "accumulation": 4},
-    {"batch_size": 8, "accumulation": 4, "rank": 16, "dropout": 0},
+    {"batch_size": 8, "accumulation": 4, "compile": True},
+    {"batch_size": 2, "accumulation": 8, "compile": True},
 )
 
 

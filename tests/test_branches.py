@@ -206,6 +206,23 @@ def test_a_row_holds_each_picture_once_and_each_answer_once(encoder: Encoder, fo
     assert all(a < b for a, b in pairwise(layout.pieces.tolist()))
 
 
+@settings(max_examples=8)
+@given(PICTURES, st.sampled_from([2, 64, 128]))
+def test_a_row_filled_up_to_a_multiple_learns_the_same(
+    model: Any, encoder: Encoder, folder: Path, drawn: list[tuple[int, int, list[int]]], multiple: int
+) -> None:
+    items = items_of(encoder, folder, drawn)
+    set_fast_step(model, True)
+    results = []
+    for filled in (1, multiple):
+        row, owners = pack(items, 12, filled)
+        assert row["input_ids"].shape[1] % filled == 0
+        shown = with_pictures(row, [items[owner].picture for owner in owners], None)
+        results.append(loss_and_gradients(model, shown))
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-5)
+    assert distance(results[1][1], results[0][1]) < 1e-4
+
+
 def test_without_a_layout_the_attention_is_the_librarys(model: Any, encoder: Encoder, folder: Path) -> None:
     batch = padded(items_of(encoder, folder, [(120, 90, [1, 2]), (60, 200, [1])]))
     with torch.no_grad():

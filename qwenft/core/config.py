@@ -85,6 +85,8 @@ class TrainConfig(BaseModel):
     """Each picture read once for its questions, rows packed, kernels fused: the same sums, probed. false: plain."""
     max_tokens: PositiveInt | None = None
     """With fast=true, tokens that go through the model at a time; an update is cut there. Unset: what fits."""
+    compile: bool = False
+    """Let torch.compile fuse the layers on a GPU: half a minute at the start. Not yet measured over a whole run."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: half the memory, several times slower (benchmarks/README.md)."""
     save_every: PositiveInt | None = None
@@ -131,6 +133,8 @@ class TrainConfig(BaseModel):
             raise ValueError("parts is empty: nothing would be trained")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is over max_pixels {self.max_pixels}")
+        if self.compile and (not self.fast or self.engine != "ddp" or self.quantize):
+            raise ValueError("compile=true goes with fast=true, engine=ddp and whole weights")
         if self.quantize and self.method == "full":
             raise ValueError("quantize=4bit goes with method=lora: weights of 4 bits cannot be trained")
         if self.quantize and self.engine != "ddp":

@@ -50,9 +50,10 @@ class Layout:
         return Layout(**moved, sizes=self.sizes)
 
 
-def pack(items: Sequence[Encoded], image_id: int) -> tuple[dict[str, Any], list[int]]:
+def pack(items: Sequence[Encoded], image_id: int, multiple: int = 1) -> tuple[dict[str, Any], list[int]]:
     """Lay samples out as one row; those of one picture, the same Picture object, share its tokens.
 
+    multiple: of the row's length, which a piece of its own fills up: fewer lengths for torch.compile to meet.
     Returns the model's inputs but for the pictures: input_ids (1, T), position_ids (3, 1, T), attention_mask
     (a Layout), labels and shift_labels (the learned tokens in a row), logits_to_keep (the positions before them); and
     which item's picture each picture of the row is, in the order in which the row has them.
@@ -68,6 +69,8 @@ def pack(items: Sequence[Encoded], image_id: int) -> tuple[dict[str, Any], list[
     prefixes = [0, *accumulate(items[group[0]].shared for group in shared)]
     for number in whole:
         row.add(items[number], 0, len(items[number].input_ids))
+    behind = sum(len(items[number].input_ids) - items[number].shared for group in shared for number in group)
+    row.fill(-(len(row.input_ids) + behind) % multiple)
     first = len(row.input_ids)
     branches = [0]
     for group in shared:
@@ -109,6 +112,13 @@ class _Row:
                 self.keep.append(at + index - start - 1)
                 self.targets.append(item.labels[index])
         self.borders.append(len(self.input_ids))
+
+    def fill(self, count: int) -> None:
+        """Append so many tokens, of which nothing is learned, as a piece."""
+        if count:
+            self.input_ids += [0] * count
+            self.positions.append(torch.arange(count).expand(3, -1))
+            self.borders.append(len(self.input_ids))
 
     def tensors(self, layout: Layout) -> dict[str, Any]:
         targets = torch.tensor(self.targets, dtype=torch.long)

@@ -15,6 +15,10 @@ from qwenft.model.features import PictureFeatures
 from qwenft.model.inputs import IGNORED, Encoded, Picture, collate
 from qwenft.model.lora import set_fast_lora
 
+COMPILED_MULTIPLE: Final = 128
+"""Of the rows' lengths where layers are compiled: some versions of torch compile anew for each length after all."""
+MAX_GRAPHS: Final = 48
+"""So often the layers may be compiled anew before that costs more than it brings: some seconds each time."""
 PROBE_TOLERANCE: Final = {False: 1e-3, True: 1e-1}
 """Relative difference that rounding explains, of the loss and of gradients: in float32, in half precision."""
 
@@ -99,8 +103,13 @@ def compile_layers(model: Any, *, vision: bool, backend: str = "inductor") -> st
     vision: the blocks of the vision tower too, which is frozen and sees pictures apart from the language model.
     Returns "" where the layers are compiled, else why they are not.
     """
+    import torch._dynamo
+    from torch.fx.experimental import _config as symbolic_shapes
+
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = [*base.model.language_model.layers, *(base.model.visual.blocks if vision else ())]
+    symbolic_shapes.use_duck_shape = False  # two lengths that happen to be equal in one row are not so in the next
+    torch._dynamo.config.recompile_limit = MAX_GRAPHS
     # The innermost function of each class: around it transformers wraps one that all classes share, and torch keeps
     # what it compiled by function, looks through all of it at each call, and gives up after some.
     compiled = {
@@ -120,13 +129,30 @@ def compile_layers(model: Any, *, vision: bool, backend: str = "inductor") -> st
         count = torch.tensor(1, device=base.device)  # as the Trainer gives it: keywords reach the layers, by number
         base(**shown, num_items_in_batch=count).loss.backward()
     except (RuntimeError, ImportError, OSError, ValueError) as error:
-        for layer in layers:
-            del vars(layer)["forward"]
+        uncompile_layers(model)
         return " ".join(str(error).split())[:200] or type(error).__name__
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
     return ""
+
+
+def num_graphs() -> int:
+    """How often anything was compiled in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
+
+
+def uncompile_layers(model: Any) -> None:
+    """Leave the layers as they were."""
+    for module in model.modules():
+        if _is_compiled(module):
+            del vars(module)["forward"]
+
+
+def _is_compiled(module: torch.nn.Module) -> bool:
+    return isinstance(call := vars(module).get("forward"), partial) and call.func is _forward
 
 
 def _forward(compiled: Any, layer: Any, *arguments: Any, **more: Any) -> Any:
@@ -139,13 +165,8 @@ def _forward(compiled: Any, layer: Any, *arguments: Any, **more: Any) -> Any:
 @contextmanager
 def eager_layers(model: Any) -> Iterator[None]:
     """Inside the block no layer is compiled: generation asks for other shapes at each step and would compile again."""
-    compiled = {
-        module: call
-        for module in model.modules()
-        if isinstance(call := vars(module).get("forward"), partial) and call.func is _forward
-    }
-    for module in compiled:
-        del vars(module)["forward"]
+    compiled = {module: vars(module)["forward"] for module in model.modules() if _is_compiled(module)}
+    uncompile_layers(model)
     try:
         yield
     finally:

@@ -154,6 +154,8 @@ class Collator:
     """Samples in a micro-batch where rows are padded."""
     max_tokens: int | None
     """Packed rows of at most so many tokens (a sample is never cut); None: padded rows, each with its picture."""
+    multiple: int = 1
+    """Of a packed row's length."""
 
     def __call__(self, named: Sequence[Named]) -> dict[str, Any]:
         """The Update under `update`, and shift_labels, by which the Trainer counts what is learned."""
@@ -168,7 +170,7 @@ class Collator:
             if self.max_tokens is None:
                 inputs, rows = collate(chosen, self.pad_id, self.image_id), list(range(len(chosen)))
             else:
-                inputs, rows = pack(chosen, self.image_id)
+                inputs, rows = pack(chosen, self.image_id, self.multiple)
             names = [named[number][0].id for number in part if named[number][0].id]
             tokens = sum(len(item.input_ids) for item in chosen)
             micro_batches.append(MicroBatch(names, tokens, inputs, [owner[part[row]] for row in rows]))

@@ -17,14 +17,11 @@ ROOM: Final = 0.85
 """Share of a GPU's memory that packed rows may fill by the estimate, which is within 15 % (benchmarks/README.md)."""
 CPU_TOKENS: Final = 4096
 """Of a packed row on the CPU, where a longer one is no faster."""
-COMPILE_FROM: Final = 10_000
-"""Samples that a GPU has to learn before it pays to compile the layers: about half a minute, which 4 ms a sample of the
-3B shape earn back (benchmarks/README.md)."""
 
 
-def is_compiled(config: TrainConfig, kind: str, samples: float) -> bool:
-    """Whether a run compiles its layers.  samples: what each device learns in the whole run."""
-    return config.fast and kind == "cuda" and config.engine == "ddp" and not config.quantize and samples >= COMPILE_FROM
+def is_compiled(config: TrainConfig, kind: str) -> bool:
+    """Whether a run compiles its layers."""
+    return config.compile and kind == "cuda"
 
 
 def is_wide(config: TrainConfig, kind: str) -> bool:

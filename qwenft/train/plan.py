@@ -52,8 +52,7 @@ def make_plan(
     tokens = image_tokens(samples, contract)
     model_config = load_config(config.model)
     scope = lora_scope(config, model_config)
-    learned = updates.total_updates * config.batch_size * config.accumulation
-    compiled = is_compiled(config, devices.kind, learned)
+    compiled = is_compiled(config, devices.kind)
     fits = packed_tokens(config, model_config, scope, max(tokens), _gpu_memory(devices), compiled=compiled)
     room = (config.max_tokens or fits) if config.fast else None
     pictures = len({sample.picture for sample in samples})

@@ -24,7 +24,7 @@ from qwenft.core.runs import Contract, Run
 from qwenft.core.samples import PreparedDataset, Sample
 from qwenft.evaluate.score import headline, score_predictions
 from qwenft.model.branches import on_device
-from qwenft.model.fast import eager_layers
+from qwenft.model.fast import MAX_GRAPHS, eager_layers, num_graphs, uncompile_layers
 from qwenft.model.features import PictureFeatures
 from qwenft.model.load import read_trained, save_trained
 from qwenft.predict.generate import Predictor
@@ -154,6 +154,7 @@ class AdapterTrainer(Trainer):
         report: Emit,
         order: PictureOrder,
         features: PictureFeatures | None,
+        compiled: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -168,6 +169,7 @@ class AdapterTrainer(Trainer):
         self.report = report
         self.order = order
         self.features = features
+        self.compiled = compiled
         self.num_tokens = 0
         self.num_samples = 0
         self.seconds_waited = 0.0
@@ -200,6 +202,10 @@ class AdapterTrainer(Trainer):
             self.num_tokens += micro_batch.tokens
             self.num_samples += len(micro_batch.names)
             self.micro_batches.append((losses[-1], micro_batch.names))
+        if self.compiled and num_graphs() > MAX_GRAPHS:
+            self.compiled = False
+            uncompile_layers(model)
+            self.report(warning("the layers are no longer compiled: torch compiles them anew for each length of a row"))
         return torch.stack(losses).sum()
 
     def all_micro_batches(self) -> list[MicroBatch]:

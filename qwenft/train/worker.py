@@ -26,7 +26,7 @@ from qwenft.core.files import to_line, write_whole
 from qwenft.core.runs import Contract, Run, point_latest
 from qwenft.core.samples import PreparedDataset
 from qwenft.evaluate.run import spread
-from qwenft.model.fast import compile_layers, enable_fast_step
+from qwenft.model.fast import COMPILED_MULTIPLE, compile_layers, enable_fast_step
 from qwenft.model.features import PictureFeatures
 from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import Encoder
@@ -362,8 +362,10 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
     )
     again = updates["total"] > updates["per_epoch"]
     features = _features(config, base, KEPT_FEATURES if again else 0) if fast else None
-    if fast and plan["batch"]["compiled"] and (why := compile_layers(model, vision=features is not None)):
+    compiled = fast and plan["batch"]["compiled"]
+    if compiled and (why := compile_layers(model, vision=features is not None)):
         job.report(warning(f"the layers are not compiled: {why}"))
+        compiled = False
     data = TrainingData(dataset, encoder, features.known if features else set())
     trainer = AdapterTrainer(
         run=job.run,
@@ -381,12 +383,14 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
             arguments.per_device_train_batch_size,
         ),
         features=features,
+        compiled=compiled,
         train_dataset=data,
         data_collator=Collator(
             encoder.processor.tokenizer.pad_token_id,
             base.config.image_token_id,
             config.batch_size,
             (sys.maxsize if config.engine == "deepspeed" else plan["batch"]["row_tokens"]) if fast else None,
+            COMPILED_MULTIPLE if compiled else 1,
         ),
         callbacks=[conductor, GradientCheck(config.parts, taken_away=config.engine == "deepspeed")],
     )
