@@ -17,8 +17,8 @@ from qwenft.evaluate.run import evaluate_run
 from qwenft.model.fetch import TINY_FOLDER
 from qwenft.predict.draw import READABLE_PX
 from qwenft.predict.find import find
-from qwenft.predict.inputs import make_questions
 from qwenft.predict.generate import Predictor
+from qwenft.predict.inputs import make_questions
 from qwenft.prepare.build import prepare_dataset
 from qwenft.prepare.pictures import open_upright
 

@@ -42,7 +42,7 @@ class TrainConfig(BaseModel):
     max_steps: PositiveInt | None = None
     """Exact number of optimizer updates; overrides epochs."""
     batch_size: PositiveInt = 2
-    """Samples in one micro-batch on each device (`--bs` of `steps`). More needs more memory."""
+    """Samples in one micro-batch on each device (`--bs` of `steps`); fast=true cuts an update by memory instead."""
     accumulation: PositiveInt = 8
     """Micro-batches in one optimizer update (`--accum` of `steps`). 1x8, 2x4 and 8x1 train the same."""
     learning_rate: PositiveFloat = 1e-4
@@ -86,9 +86,9 @@ class TrainConfig(BaseModel):
     max_tokens: PositiveInt | None = None
     """With fast=true, tokens that go through the model at a time; an update is cut there. Unset: what fits."""
     compile: bool = False
-    """Let torch.compile fuse the layers on a GPU: half a minute at the start. Not yet measured over a whole run."""
+    """Let torch.compile fuse the layers on a GPU. On trial: docs/training.md says what was measured."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: half the memory, several times slower (benchmarks/README.md)."""
+    """Recompute activations in the backward pass: a third of the memory, slower (benchmarks/README.md)."""
     save_every: PositiveInt | None = None
     """Updates between checkpoints. Unset: one each epoch."""
     keep_last: PositiveInt = 2
@@ -102,7 +102,7 @@ class TrainConfig(BaseModel):
     early_stopping: PositiveInt | None = None
     """Stop after this many evaluations in a row that brought nothing better. Unset: train to the end."""
     auto_micro_batch: bool = False
-    """After CUDA ran out of memory go on with half the batch_size and twice the accumulation, said aloud."""
+    """After CUDA ran out of memory go on with half as much at a time and the same updates, said aloud."""
     report_to: tuple[Literal["tensorboard", "wandb", "swanlab"], ...] = ()
     """Dashboards to log to, through transformers; each needs its own package."""
 
