@@ -18,7 +18,7 @@ STAGES: Final = (
     "core", "prepare", "model", "predict", "evaluate", "train", "demo", "export", "doctor", "ui", "commands", "cli",
 )  # fmt: skip
 """The row of the house: a place imports only places before it.  tests/test_house.py holds it."""
-COMMANDS: Final = ("prepare", "train", "predict", "eval", "steps", "runs", "export", "doctor", "demo")
+COMMANDS: Final = ("prepare", "train", "predict", "eval", "steps", "runs", "config", "export", "doctor", "demo")
 HELP_COLUMNS: Final = 100
 
 

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
+from qwenft.commands.config import config
 from qwenft.commands.demo import demo
 from qwenft.commands.doctor import doctor
 from qwenft.commands.evaluate import evaluate
@@ -78,6 +79,7 @@ app.command(cls=_Command)(predict)
 app.command(name="eval", cls=_Command)(evaluate)
 app.command(cls=_Command)(steps)
 app.command(cls=_Command)(runs)
+app.command(cls=_Command)(config)
 app.command(cls=_Command)(export)
 app.command(cls=_Command)(doctor)
 app.command(cls=_Command)(demo)

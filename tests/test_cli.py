@@ -17,10 +17,10 @@ from terminal import QWENFT, plain
 
 from qwenft import cli
 from qwenft.commands.train import SETTINGS
-from qwenft.core.config import TrainConfig
+from qwenft.core.config import TrainConfig, load_config
 from qwenft.core.files import write_json
 
-COMMANDS = ("prepare", "train", "predict", "eval", "steps", "runs", "export", "doctor", "demo")
+COMMANDS = ("prepare", "train", "predict", "eval", "steps", "runs", "config", "export", "doctor", "demo")
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,17 @@ BAD = [
     ("mistyped option", "train --epoch 2", 2, r"--epoch\b", "qwenft train --epochs 2"),
     ("mistyped flag", "train --dryrun", 2, r"--dryrun", "qwenft train --dry-run"),
     ("mistyped command", "trian", 2, r"'trian'", "qwenft train"),
+    ("mistyped setting", "config lerning_rate", 1, r"no setting 'lerning_rate'", "qwenft config learning_rate"),
+    ("setting that is like none", "config zzzz", 1, r"no setting 'zzzz'", "qwenft config$"),
+    ("settings of no run", "config --from frist", 1, r"no run 'frist'", "'first'"),
+    ("mistyped option of export", "export --pusch o/n", 2, r"--pusch", "qwenft export --push o/n"),
+    ("form of export that is none", "export --to gguf", 2, r"'gguf'", "qwenft export"),
+    ("export of no run", "export --run frist", 1, r"no run 'frist'", "'first'"),
+    ("export of an unfinished run", "export --run first", 1, r"runs/first has no adapter", "--run"),
+    ("publication without an owner", "export --push mine", 1, r"no finished run", "qwenft runs"),
+    ("doctor of no data set", "doctor --data nowhere", 1, r"nowhere does not exist", ""),
+    ("doctor of no run", "doctor --run frist", 1, r"no run 'frist'", "'first'"),
+    ("doctor of no model", "doctor --model ./nowhere --gpus cpu", 1, r"no model at .*nowhere", "tiny"),
     ("unlike any command", "xyz", 2, r"'xyz'", "qwenft --help"),
     ("existing run", "train --name first --model tiny", 1, r"runs/first exists", "--name"),
     ("name that is no folder", "train --name a/b", 1, r"'a/b'", "qwenft train"),
@@ -190,6 +201,26 @@ def test_every_command_has_help_that_fits_and_an_example_that_parses(say: Callab
         command, *words = shlex.split(example)[1:]
         assert command == name
         group.commands[name].make_context(name, words)  # raises for a word that it does not take
+
+
+def test_the_settings_are_printed_as_a_file_that_train_takes(desk: Path, say: Callable[[str], Said]) -> None:
+    said = say("config")
+    assert said.status == 0
+    (desk / "all.yaml").write_text(said.out)
+    assert load_config(desk / "all.yaml") == TrainConfig()
+    assert all("  # " in line for line in said.out.splitlines())
+    assert said.err == "next: qwenft train --config my.yaml\n"
+    assert json.loads(say("config --json").out).keys() == TrainConfig.model_fields.keys()
+
+
+def test_one_setting_is_explained_also_by_what_others_call_it(desk: Path, say: Callable[[str], Said]) -> None:
+    rows = dict(line.split("\t") for line in say("config lr").out.splitlines())
+    assert (rows["setting"], rows["default"], rows["allowed"]) == ("learning_rate", "0.0001", "a number above 0")
+    (desk / "runs" / "first" / "config.yaml").write_text("learning_rate: 3e-3\nparts: [language, vision]\n")
+    assert json.loads(say("config lr --from first --json").out)["value"] == 0.003
+    rows = dict(line.split("\t") for line in say("config parts --from first").out.splitlines())
+    assert (rows["in this run"], rows["default"]) == ("language, vision", "language")
+    assert "learning_rate: 0.003  # Peak" in say("config --from first").out
 
 
 def test_the_help_of_train_names_every_setting() -> None:

@@ -5,28 +5,22 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from loopback_hub import environment, serving
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from training import train_here
 
-from qwenft.core.answer import read_answer, write_answer
-from qwenft.core.boxes import Box, smart_resize
 from qwenft.core.config import DEFAULT_MODEL
 from qwenft.core.files import read_json, write_json, write_jsonl
-from qwenft.core.predictions import Prediction, Question
 from qwenft.core.runs import Run
 from qwenft.core.samples import PreparedDataset
-from qwenft.doctor import model as model_check
 from qwenft.doctor import network, probes
 from qwenft.doctor.data import check_data
-from qwenft.doctor.diagnose import diagnose
 from qwenft.doctor.environment import (
     disk_finding,
     gpu_finding,
@@ -37,7 +31,6 @@ from qwenft.doctor.environment import (
 )
 from qwenft.doctor.findings import Finding, broken_error
 from qwenft.doctor.run import check_run
-from qwenft.doctor.shapes import Known, check_budget, draw_known
 from qwenft.model.fetch import TINY_FOLDER
 
 # The machine
@@ -407,101 +400,6 @@ def test_a_run_that_was_harmed_is_found_out(
     found = {row.check: row for row in check_run("mine", root=tmp_path)}
     assert found[check].verdict == verdict, found
     assert says in found[check].found
-
-
-# A model
-
-
-def test_the_embedded_model_finds_the_known_boxes_in_its_own_frame() -> None:
-    found = diagnose(model="tiny", gpus="cpu")
-    assert found.model is not None
-    assert found.model.readings["input pixels"] > 0.9
-    assert max(found.model.readings["image pixels"], found.model.readings["0-1000"]) < 0.2
-    assert found.model.parse_rate == 1
-    assert {row.verdict for row in found.findings} == {"ok"}
-    assert found.to_json()["model"]["readings"] == found.model.readings
-
-
-class Told:
-    """Stands for a model that knows the boxes and writes them in a frame of its own, or says something else."""
-
-    def __init__(self, say: Callable[[Known], str], known: list[Known]) -> None:
-        from qwenft.model.load import base_contract
-
-        self.contract, self.encoder = base_contract("tiny"), SimpleNamespace(contract=None)
-        self._say, self._known = say, known
-
-    def answer(self, questions: list[Question], *, emit: object) -> Iterator[Prediction]:
-        for question, known in zip(questions, self._known, strict=True):
-            text = self._say(known)
-            yield Prediction(question, read_answer(text).status, (), text, "")
-
-
-def written(box: Box, query: str) -> str:
-    return write_answer([(box, query)], (5000, 5000))
-
-
-def in_input_px(known: Known) -> str:
-    return written(tuple(v / 2 for v in known.box_xyxy), known.query)  # type: ignore[arg-type]
-
-
-def in_image_px(known: Known) -> str:
-    return written(known.box_xyxy, known.query)
-
-
-def in_thousandths(known: Known) -> str:
-    (w, h), (x1, y1, x2, y2) = known.image_wh, known.box_xyxy
-    return written((x1 * 1000 / w, y1 * 1000 / h, x2 * 1000 / w, y2 * 1000 / h), known.query)
-
-
-ANSWERS = [
-    ("input pixels", in_input_px, "ok", "ok", "input pixels"),
-    ("image pixels", in_image_px, "ok", "broken", "it answers in image pixels"),
-    ("0-1000", in_thousandths, "ok", "broken", "it answers in 0-1000"),
-    ("boxes elsewhere", lambda known: written((0, 0, 3, 3), known.query), "ok", "broken", "under each reading"),
-    ("prose", lambda known: "I see two shapes.", "broken", "broken", "under each reading"),
-]
-
-
-@pytest.mark.parametrize(("say", "answers", "frame", "says"), [pytest.param(*row[1:], id=row[0]) for row in ANSWERS])
-def test_the_frame_that_a_model_answers_in_is_told(
-    monkeypatch: pytest.MonkeyPatch, say: Callable[[Known], str], answers: str, frame: str, says: str
-) -> None:
-    known: list[Known] = []
-
-    def drawn(*arguments: Any) -> Iterator[Known]:
-        for one in draw_known(*arguments):
-            known.append(one)
-            yield one
-
-    monkeypatch.setattr(model_check, "draw_known", drawn)
-    monkeypatch.setattr("qwenft.predict.generate.Predictor.load", lambda *_, **__: Told(say, known))
-    found = {row.check: row for row in model_check.check_model("any").findings}
-    assert (found["answers"].verdict, found["frame"].verdict) == (answers, frame), found
-    assert says in found["frame"].found
-
-
-@pytest.mark.parametrize(
-    "budget",
-    [(3136, 12845056), (3136, 1003520), (112 * 112, 168 * 168), (3136, 84 * 84), (300_000, 400_000)],
-    ids=["processor's", "default", "embedded", "small", "narrow"],
-)
-def test_known_boxes_are_tight_and_the_pictures_are_halved_by_any_budget(
-    tmp_path: Path, budget: tuple[int, int]
-) -> None:
-    low, high = check_budget(*budget)
-    made = list(draw_known(tmp_path, 12, low, high))
-    assert len({one.query for one in made}) > 6
-    for one in made:
-        assert smart_resize(one.image_wh, low, high) == one.input_wh
-        image = Image.open(one.path)
-        assert image.size == one.image_wh == (one.input_wh[0] * 2, one.input_wh[1] * 2)
-        ground = image.getpixel((0, 0))
-        x1, y1, x2, y2 = (round(v) for v in one.box_xyxy)
-        inside = image.crop((x1, y1, x2, y2))
-        for side in ((0, 0, inside.width, 1), (0, 0, 1, inside.height)):
-            assert len(inside.crop(side).getcolors() or ()) >= 1
-            assert inside.crop(side).getcolors() != [(side[2] * side[3], ground)], "the box is not tight"
 
 
 def test_manifest_stays_as_it_was(data: Path) -> None:

@@ -71,7 +71,8 @@ def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     lines = commands()
     assert {"uv run qwenft demo", "uv run pytest"} < set(lines)
     typed = [line for line in lines if line not in ELSEWHERE]
-    assert {shlex.split(line)[1] for line in typed} == {"prepare", "train", "eval", "predict", "steps"}
+    named = {"prepare", "train", "eval", "predict", "steps", "export", "doctor", "config"}
+    assert {shlex.split(line)[1] for line in typed} == named
     words = []
     for line in typed:
         for there, here in HERE.items():

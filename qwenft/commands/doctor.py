@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from qwenft.commands.complete import complete_data, complete_run
 from qwenft.commands.options import LOADING, Debug, Gpus, Json, open_screen
 
 
@@ -11,8 +12,13 @@ def doctor(
     model: Annotated[
         str | None, typer.Option("--model", help="Ask this model for 20 known boxes: do its weights and frame agree?")
     ] = None,
-    data: Annotated[str | None, typer.Option("--data", help="Read this prepared data set through.")] = None,
-    run: Annotated[str | None, typer.Option("--run", help="Look at what this run left.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Read this prepared data set through.", autocompletion=complete_data),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Look at what this run left.", autocompletion=complete_run)
+    ] = None,
     gpus: Gpus = None,
     json: Json = False,
     debug: Debug = False,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwenft.commands.complete import complete_data, complete_run
 from qwenft.commands.options import LOADING, Batch, Debug, Gpus, Json, RunName, open_screen
 from qwenft.core.errors import UsageError
 
@@ -17,7 +18,9 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", help="Prepared data set: a folder, or its name under data/; may be given several times."
+            "--data",
+            help="Prepared data set: a folder, or its name under data/; may be given several times.",
+            autocompletion=complete_data,
         ),
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Default: the held-out split.")] = None,
@@ -26,7 +29,12 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most N samples, evenly over the split.")] = None,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option("--compare", metavar="RUN RUN", help="Two evaluated runs: the second's figures less the first's."),
+        typer.Option(
+            "--compare",
+            metavar="RUN RUN",
+            help="Two evaluated runs: the second's figures less the first's.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Score this file of answers; no model is read.")

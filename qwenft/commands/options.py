@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from qwenft.commands.complete import complete_data, complete_run
+
 if TYPE_CHECKING:
     from qwenft.ui import Screen
 
@@ -41,11 +43,19 @@ Gpus = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="Prepared data set: a folder, or its name under data/. Default: the only one."),
+    typer.Option(
+        "--data",
+        help="Prepared data set: a folder, or its name under data/. Default: the only one.",
+        autocompletion=complete_data,
+    ),
 ]
 RunName = Annotated[
     str | None,
-    typer.Option("--run", help="A run's name under runs/, or its folder. Default: the latest finished one."),
+    typer.Option(
+        "--run",
+        help="A run's name under runs/, or its folder. Default: the latest finished one.",
+        autocompletion=complete_run,
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -4,11 +4,15 @@ from typing import Annotated
 
 import typer
 
+from qwenft.commands.complete import complete_run
 from qwenft.commands.options import Debug, Json, open_screen
 
 
 def runs(
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Show this one: a name or a folder.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="Show this one: a name or a folder.", autocompletion=complete_run),
+    ] = None,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

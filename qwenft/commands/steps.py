@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from qwenft.commands.complete import complete_data
 from qwenft.commands.options import Debug, Json
 from qwenft.core.errors import UsageError
 
@@ -18,7 +19,10 @@ def steps(
     drop_last: Annotated[bool, typer.Option("--drop-last", help="A batch that is not full is dropped.")] = False,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Overrides the epochs.")] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="Count the training split of this prepared data set.")
+        str | None,
+        typer.Option(
+            "--data", help="Count the training split of this prepared data set.", autocompletion=complete_data
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="Take data and settings from this YAML file.")] = None,
     json: Json = False,

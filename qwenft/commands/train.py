@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from qwenft.commands.complete import complete_override, complete_run
 from qwenft.commands.options import Data, Debug, Gpus, Json, Model, command_line, open_screen
 from qwenft.core.errors import UsageError
 from qwenft.core.usage import check_overrides
@@ -22,7 +23,10 @@ UNTESTED: Final = "Untested on GPUs: engine=fsdp, engine=deepspeed, quantize=4bi
 
 def train(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help=f"Any setting: {SETTINGS}. {UNTESTED}")
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help=f"Any setting: {SETTINGS}. {UNTESTED}", autocompletion=complete_override
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option("--config", help="YAML file with settings.")] = None,
     data: Data = None,
@@ -32,7 +36,11 @@ def train(
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the training split.")] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", help="Go on with this run; without a name: with the newest unfinished one."),
+        typer.Option(
+            "--resume",
+            help="Go on with this run; without a name: with the newest unfinished one.",
+            autocompletion=complete_run,
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
     nnodes: Annotated[

@@ -7,7 +7,7 @@ from typing import Any
 
 from qwenft.core.errors import UsageError
 
-_SHORT = {"lr": "learning_rate", "bs": "batch_size", "accum": "accumulation", "r": "rank"}
+SHORT = {"lr": "learning_rate", "bs": "batch_size", "accum": "accumulation", "r": "rank"}
 """What others call a setting."""
 
 
@@ -79,7 +79,7 @@ def _nearest_option(option: str, words: Sequence[str], context: Any) -> str:
         from qwenft.core.config import TrainConfig  # pydantic and yaml, so only here
 
         known = {key: f"{key}=" for key in TrainConfig.model_fields} | known
-        name = _SHORT.get(name, name)
+        name = SHORT.get(name, name)
     value = re.search(rf"{re.escape(option)}[= ]([^-\s]\S*)", " ".join(words))
     for near in difflib.get_close_matches(name, known, n=1):
         start = f"{context.command_path} {known[near]}"
