@@ -225,3 +225,10 @@ def test_a_line_of_no_prediction_is_refused() -> None:
         Prediction.from_json({**line, "objects": [{"bbox": [1, 2]}]})
     with pytest.raises(KeyError):
         Prediction.from_json({key: value for key, value in line.items() if key != "text"})
+
+
+def test_a_source_folder_does_not_hide_the_prepared_set_of_its_name(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data" / "mine", train="train")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.jsonl").write_text("{}\n")
+    assert open_dataset("mine", tmp_path).path == tmp_path / "data" / "mine"

@@ -238,13 +238,16 @@ def prepared_under(folder: Path) -> list[Path]:
 
 
 def open_dataset(name_or_path: str | Path | None, root: Path | None = None) -> PreparedDataset:
-    """Open a data set by path, by its name under data/, or (None) the only one there is."""
+    """Open a data set by path, by its name under data/, or (None) the only one there is.
+
+    A folder that is no prepared data set (the source, say) does not hide the prepared one of its name.
+    """
     base = root or Path.cwd()
     if name_or_path is None:
         return default_dataset(base)
     path = base / Path(name_or_path).expanduser()
     by_name = base / "data" / str(name_or_path)
-    if not path.exists() and (by_name / "manifest.json").is_file():
+    if not (path / "manifest.json").is_file() and (by_name / "manifest.json").is_file():
         return PreparedDataset.open(by_name)
     return PreparedDataset.open(path)
 
