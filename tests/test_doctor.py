@@ -24,6 +24,7 @@ from qwenft.doctor.data import check_data
 from qwenft.doctor.environment import (
     disk_finding,
     gpu_finding,
+    gpu_findings,
     locale_finding,
     optional_finding,
     packages_finding,
@@ -155,6 +156,58 @@ def test_a_gpu_is_told_by_memory_and_bf16(capability: tuple[int, int], free: flo
     found = gpu_finding(1, "NVIDIA X", capability, total, free)
     assert (found.check, found.verdict) == ("GPU 1", verdict)
     assert says in found.found
+
+
+class NoDriver(Exception):
+    """Stands for NVMLError."""
+
+    value = 12
+
+
+def nvml(**changes: Any) -> SimpleNamespace:
+    """What pynvml says on a machine with two GPUs."""
+    said: dict[str, Any] = {
+        "NVMLError": NoDriver,
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlSystemGetDriverVersion": lambda: "575.57",
+        "nvmlSystemGetCudaDriverVersion": lambda: 12090,
+        "nvmlDeviceGetCount": lambda: 2,
+        "nvmlDeviceGetHandleByIndex": lambda number: number,
+        "nvmlDeviceGetName": lambda number: f"NVIDIA X{number}",
+        "nvmlDeviceGetMemoryInfo": lambda number: SimpleNamespace(total=80 * 2**30, free=(79 - 60 * number) * 2**30),
+        "nvmlDeviceGetCudaComputeCapability": lambda number: (9, 0),
+    }
+    return SimpleNamespace(**{**said, **changes})
+
+
+class Mismatch(NoDriver):
+    value = 18
+
+
+def absent() -> None:
+    raise NoDriver("NVML Shared Library Not Found")
+
+
+def refuse(*_: object) -> None:
+    raise Mismatch("driver/library version mismatch")
+
+
+def test_driver_and_gpus_are_read_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml())
+    found = list(gpu_findings())
+    assert [(row.check, row.verdict) for row in found] == [("driver", "ok"), ("GPU 0", "ok"), ("GPU 1", "warning")]
+    assert found[0].found == "575.57, CUDA up to 12.9"
+    assert found[1].found == "NVIDIA X0, 79.0 of 80.0 GiB free, bf16 yes"
+
+
+def test_no_driver_is_a_note_and_one_that_does_not_fit_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(nvmlInit=absent))
+    assert [row.verdict for row in gpu_findings()] == ["note"]
+    for broken in ("nvmlInit", "nvmlDeviceGetCount"):
+        monkeypatch.setitem(sys.modules, "pynvml", nvml(**{broken: refuse}))
+        found = list(gpu_findings())[-1]
+        assert (found.verdict, "version mismatch" in found.found) == ("broken", True)
 
 
 def test_packages_that_are_missing_or_too_old_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

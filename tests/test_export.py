@@ -12,17 +12,19 @@ import pytest
 from loopback_hub import LoopbackHub, environment, serving
 from loopback_uploads import TOKEN
 from PIL import Image
+from published_model import make_published_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from terminal import QWENFT
 from training import train_here
 
 from qwenft.core.boxes import iou
+from qwenft.core.config import DEFAULT_MODEL
 from qwenft.core.errors import ModelError, RunError, UsageError
 from qwenft.core.predictions import Question
 from qwenft.core.runs import Contract, Run
 from qwenft.core.samples import PreparedDataset, open_dataset
-from qwenft.export.beside import with_budget
+from qwenft.export.beside import with_budget, write_card
 from qwenft.export.run import Exported, export_run, tensor_names
 from qwenft.export.serving import serving_commands
 from qwenft.model.fetch import TINY_FOLDER
@@ -149,6 +151,7 @@ def test_the_card_names_the_budget_and_no_folder_of_this_machine(merged: Exporte
         assert card.count("library_name:") == 1
         assert f'"min_pixels": {BUDGET[0]}, "max_pixels": {BUDGET[1]}' in card
         assert str(Path(made.path).parent) not in card
+        assert str(TINY_FOLDER.parent) not in card
     settings = json.loads((Path(adapter.path) / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(TINY_FOLDER)
 
@@ -316,3 +319,32 @@ def test_a_run_trained_in_four_bits_is_merged_with_a_warning(root: Path) -> None
         contract.write(run.adapter)
     assert any("4 bits" in str(event.get("text")) for event in events if event["event"] == "warning")
     assert Contract.read(Path(made.path)).quantize is None
+
+
+def test_a_card_shows_no_folder_of_the_machine_that_trained(tmp_path: Path, root: Path) -> None:
+    card = (
+        "---\nlibrary_name: peft\nbase_model: /data/models/mine\n---\n# faces: a LoRA adapter for /data/models/mine\n\n"
+        "data: '/data/people/faces'  # Prepared data set, min/max https://example.org/a/b\n"
+    )
+    contract = Contract.read(root / "runs" / "mine" / "adapter")
+    write_card(tmp_path, card, replace(contract, base="/data/models/mine"), {}, merged=True)
+    shown = (tmp_path / "README.md").read_text()
+    assert "/data" not in shown
+    assert "base_model" not in shown
+    assert "adapter for mine\n" in shown
+    assert "data: 'faces'  # Prepared data set, min/max https://example.org/a/b" in shown
+    write_card(tmp_path, card, replace(contract, base=DEFAULT_MODEL), {}, merged=True)
+    assert f"\nbase_model: {DEFAULT_MODEL}\n" in (tmp_path / "README.md").read_text()
+
+
+def test_a_model_in_the_published_layout_keeps_its_names_and_shards(root: Path, tmp_path: Path) -> None:
+    base = make_published_model(tmp_path / "Q", TINY_FOLDER)
+    status, _, events = train_here(
+        root, "published", data="scenes", model=str(base), max_steps=2, batch_size=2, accumulation=1, learning_rate=3e-2
+    )
+    assert status == 0, events[-1]
+    folder = Path(export_run("published", gpus="cpu", root=root).path)
+    index = json.loads((base / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(tensor_names(folder / "model.safetensors")) == set(index)
+    assert (folder / "config.json").read_bytes() == (base / "config.json").read_bytes()
+    assert "repetition_penalty" not in (folder / "generation_config.json").read_text()

@@ -20,6 +20,8 @@ from qwenft.train.preflight import EXTRAS, NEEDED
 PYTHON: Final = (3, 11)
 BF16_FROM: Final = (8, 0)
 """Compute capability from which a GPU multiplies in bfloat16: Ampere."""
+NO_DRIVER: Final = (9, 12)
+"""NVML_ERROR_DRIVER_NOT_LOADED and NVML_ERROR_LIBRARY_NOT_FOUND (nvml.h)."""
 ENOUGH_GB: Final = 10.0
 """Qwen2.5-VL-3B is 7.5 GB; a run of it with a data set and checkpoints takes a little more."""
 CUDA_MEND: Final = "install the torch that fits your driver: https://pytorch.org/get-started/locally"
@@ -82,18 +84,21 @@ def packages_finding() -> Finding:
 
 def _devices() -> list[Finding]:
     """Driver and GPUs as NVML shows them, and what torch makes of them."""
-    gpus = list(_gpus())
+    gpus = list(gpu_findings())
     return [*gpus, *torch_findings(ask("torch"), num_gpus=sum(gpu.check.startswith("GPU") for gpu in gpus))]
 
 
-def _gpus() -> Iterator[Finding]:
+def gpu_findings() -> Iterator[Finding]:
     """The driver, then each GPU by nvidia-smi's number."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        yield Finding("driver", "note", f"no NVIDIA driver ({error}): training runs on the CPU", "--gpus cpu")
+        if getattr(error, "value", None) in NO_DRIVER:
+            yield Finding("driver", "note", f"no NVIDIA driver ({error}): training runs on the CPU", "--gpus cpu")
+        else:
+            yield Finding("driver", "broken", f"the NVIDIA driver answers: {error}", "nvidia-smi; then start again")
         return
     try:
         cuda = pynvml.nvmlSystemGetCudaDriverVersion()

@@ -27,6 +27,8 @@ PROCESSOR_FILES: Final = (
 IMAGE_SETTINGS: Final = ("preprocessor_config.json", "processor_config.json")
 """Those that say how pictures are resized."""
 TOKEN_KEYS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+_FOLDERS: Final = re.compile(r"(?<![\w.:/~])(?:/|~/)(?:[^\s/`'\"]+/)+([^\s/`'\"]+)")
+"""A path of the machine that trained: a card shows the last name alone."""
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -84,7 +86,8 @@ def write_card(folder: Path, card: str, contract: Contract, commands: Mapping[st
     if is_hub_id(contract.base):  # the hub refuses a card whose base is none of its ids
         lines.insert(0, f"base_model: {contract.base}")
     front = "\n".join(["---", f"library_name: {library}", *lines, "---"])
-    write_whole(folder / "README.md", f"{front}\n{body.rstrip()}\n\n{_usage(contract, commands, merged=merged)}")
+    told = _FOLDERS.sub(r"\1", f"{body.rstrip()}\n\n{_usage(contract, commands, merged=merged)}")
+    write_whole(folder / "README.md", f"{front}\n{told}")
 
 
 def _split(card: str) -> tuple[list[str], str]:

@@ -19,10 +19,10 @@ from qwenft.predict.engine import Prefix
 from qwenft.predict.probe import plain_logits
 
 NUM_PICTURES: Final = 3
-LIMIT: Final = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+LIMIT: Final = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 """Mean difference in log probability of the likeliest token that is put up with: probe.TOLERANCE allows single tokens
 more."""
-ROUNDING: Final = {torch.float32: 1e-4, torch.bfloat16: 0.02}
+ROUNDING: Final = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.02}
 """What rounding alone explains, however little the adapter changes."""
 SHARD: Final = "5GB"
 """Files of the size in which the released models lie."""
@@ -39,8 +39,9 @@ class Merged:
 
 
 def export_dtype(base: str) -> torch.dtype:
-    """The number format of merged weights: float32 where the base's own are, else bfloat16."""
-    return torch.float32 if load_config(base).dtype == torch.float32 else torch.bfloat16
+    """The number format of merged weights: the base's own, which is bfloat16 for the released models."""
+    dtype: torch.dtype | None = load_config(base).dtype
+    return dtype if dtype in LIMIT else torch.bfloat16
 
 
 def write_merged(base: str, adapter: Path, contract: Contract, folder: Path, device: torch.device) -> Merged:

@@ -69,7 +69,7 @@ def export_run(
 ) -> Exported:
     """Write a run's result into a folder for other tools, and publish it where `push_to` names a repository.
 
-    run: None is the latest finished one.  to: `merged`, whole weights in bfloat16 (float32 where the base is);
+    run: None is the latest finished one.  to: `merged`, whole weights in the base's number format;
     `adapter`, LoRA as it is.  out: None is runs/<name>/export/<to>.  Merged weights are read back and compared with
     the adapter beside its base before the folder gets its name.
     Raises UsageError, RunError, ModelError, DeviceError, HubError.
