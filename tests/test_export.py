@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shlex
 import subprocess
@@ -348,3 +349,13 @@ def test_a_model_in_the_published_layout_keeps_its_names_and_shards(root: Path, 
     assert set(tensor_names(folder / "model.safetensors")) == set(index)
     assert (folder / "config.json").read_bytes() == (base / "config.json").read_bytes()
     assert "repetition_penalty" not in (folder / "generation_config.json").read_text()
+
+
+def test_the_snippet_of_the_documents_brings_a_served_box_back_to_the_picture() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    assert names["input_wh"] == (1316, 728)
+    ((x1, y1, x2, y2),) = names["boxes"]  # type: ignore[misc]
+    assert (round(x1), round(y1), round(x2), round(y2)) == (146, 74, 975, 555)
