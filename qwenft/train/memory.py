@@ -15,6 +15,8 @@ ALLOCATOR_SHARE: Final = 0.08
 """What the allocator and the kernels' own buffers add: measured on the 3B shape (benchmarks/README.md)."""
 ROOM: Final = 0.85
 """Share of a GPU's memory that packed rows may fill by the estimate, which is within 15 % (benchmarks/README.md)."""
+NF4_BYTES: Final = 0.516
+"""A weight of 4 bits with its scales: 8 bits for 64 weights, 32 for 256 of those (QLoRA, arXiv:2305.14314)."""
 CPU_TOKENS: Final = 4096
 """Of a packed row on the CPU, where a longer one is no faster."""
 
@@ -51,6 +53,18 @@ def token_bytes(config: TrainConfig, text: Any, kind: str, *, compiled: bool) ->
     return a_layer + size * float(text.hidden_size) * layers if config.checkpointing else a_layer * layers
 
 
+def weight_bytes(config: TrainConfig, model_config: Any, scope: dict[str, Any], size: int) -> float:
+    """Of what does not learn.  With method=full what learns is float32 and counted with its optimizer."""
+    frozen = scope["total"] - (scope["trainable"] if config.method == "full" else 0)
+    if config.quantize is None:
+        return float(frozen * size)
+    text = model_config.text_config
+    wide, inner = text.hidden_size, text.intermediate_size
+    keys = wide // text.num_attention_heads * text.num_key_value_heads
+    in_four_bits = text.num_hidden_layers * (2 * wide * wide + 2 * wide * keys + 3 * wide * inner)
+    return float((frozen - in_four_bits) * size + in_four_bits * NF4_BYTES)
+
+
 def packed_tokens(
     config: TrainConfig,
     model_config: Any,
@@ -69,7 +83,7 @@ def packed_tokens(
         return max(CPU_TOKENS, longest)
     text = model_config.text_config
     size = 4 if config.dtype == "float32" else 2
-    fixed = scope["total"] * size + scope["trainable"] * 16
+    fixed = weight_bytes(config, model_config, scope, size) + scope["trainable"] * 16
     logits = ANSWER_TOKENS / longest * text.vocab_size * (8 + size)
     a_token = token_bytes(config, text, "cuda", compiled=compiled) + logits
     return max(longest, int((ROOM * total / (1 + ALLOCATOR_SHARE) - fixed) / a_token))
@@ -109,8 +123,10 @@ def memory_estimate(
     tower = row["image_tokens"] * 4 * size * (10 * vision.hidden_size + 4 * vision.intermediate_size)
     if {"vision", "merger"} & set(config.parts):
         tower *= vision.depth if "vision" in config.parts and not config.checkpointing else 1
+    elif config.fast:
+        tower = 0  # it is done with the pictures before the language model begins
     parts = {
-        "weights": scope["total"] * size / GIB,
+        "weights": weight_bytes(config, model_config, scope, size) / GIB,
         "adapter, gradients, optimizer": scope["trainable"] * 16 / GIB,
         "activations": (kept + tower) / GIB,
         "logits": logits / GIB,
