@@ -359,3 +359,23 @@ def test_the_snippet_of_the_documents_brings_a_served_box_back_to_the_picture() 
     assert names["input_wh"] == (1316, 728)
     ((x1, y1, x2, y2),) = names["boxes"]  # type: ignore[misc]
     assert (round(x1), round(y1), round(x2), round(y2)) == (146, 74, 975, 555)
+
+
+def test_merged_weights_still_tell_which_pictures_they_were_trained_on(root: Path, merged: Exported) -> None:
+    from qwenft.evaluate.run import evaluate_run
+
+    said: dict[str, list[str]] = {}
+    for split in ("train", "val"):
+        events: list[dict[str, object]] = []
+        evaluate_run(
+            model=merged.path,
+            data="scenes",
+            split=split,
+            limit=2,
+            gpus="cpu",
+            root=root,
+            emit=events.append,  # type: ignore[arg-type]
+        )
+        said[split] = [str(event["text"]) for event in events if event["event"] == "warning"]
+    assert any("pictures were trained on" in text for text in said["train"])
+    assert not any("pictures were trained on" in text for text in said["val"])

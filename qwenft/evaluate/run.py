@@ -12,7 +12,7 @@ from qwenft.core.errors import UsageError
 from qwenft.core.events import Emit, ignore, note, warning
 from qwenft.core.files import whole_folder, write_json, write_jsonl, write_whole
 from qwenft.core.predictions import Prediction, Question
-from qwenft.core.runs import Answerer, Contract, choose_answerer
+from qwenft.core.runs import CONTRACT_FILE, Answerer, Contract, choose_answerer
 from qwenft.core.samples import PreparedDataset, Sample, open_dataset
 from qwenft.evaluate.asking import ask, forget_answers, kept_answers
 from qwenft.evaluate.compare import compare_predictions
@@ -211,10 +211,13 @@ def _exam(
 
 
 def _trained_on(subject: Answerer, samples: Sequence[Sample]) -> dict[str, int] | None:
-    """How many of the pictures the adapter was trained on; None for a base model, of which nobody knows."""
-    if subject.contract is None:
+    """How many of the pictures the model was trained on; None for a base model, of which nobody knows."""
+    folder = Path(subject.model).expanduser()
+    exported = Contract.read(folder) if (folder / CONTRACT_FILE).is_file() else None  # merged weights say it too
+    contract = subject.contract or exported
+    if contract is None or not contract.pictures:
         return None
-    trained = set(subject.contract.pictures)
+    trained = set(contract.pictures)
     pictures = {sample.picture for sample in samples}
     num_samples = sum(sample.picture in trained for sample in samples)
     return {"pictures": len(pictures & trained), "of": len(pictures), "samples": num_samples}
