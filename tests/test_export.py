@@ -309,6 +309,18 @@ def test_tensor_names_are_read_off_the_header(adapter: Exported) -> None:
         assert sorted(tensor_names(path)) == sorted(file.keys())
 
 
+def test_another_base_than_the_one_trained_on_is_refused(root: Path) -> None:
+    run = Run(root / "runs" / "mine")
+    contract = Contract.read(run.adapter)
+    replace(contract, weights_sha256="0" * 64).write(run.adapter)
+    try:
+        with pytest.raises(ModelError, match="trained on another base model: weights_sha256"):
+            export_run("mine", out=Path("other"), gpus="cpu", root=root)
+    finally:
+        contract.write(run.adapter)
+    assert not (root / "other").exists()
+
+
 def test_a_run_trained_in_four_bits_is_merged_with_a_warning(root: Path) -> None:
     run = Run(root / "runs" / "mine")
     contract = Contract.read(run.adapter)

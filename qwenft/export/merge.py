@@ -14,7 +14,7 @@ from qwenft.core.errors import ModelError
 from qwenft.core.runs import Contract
 from qwenft.demo.scenes import make_scene
 from qwenft.model.inputs import Encoder
-from qwenft.model.load import load_adapter, load_base, load_config, load_processor, weights_hash
+from qwenft.model.load import base_contract, load_adapter, load_base, load_config, load_processor, weights_hash
 from qwenft.predict.engine import Prefix
 from qwenft.predict.probe import plain_logits
 
@@ -48,10 +48,12 @@ def write_merged(base: str, adapter: Path, contract: Contract, folder: Path, dev
     """Merge an adapter, write the weights into `folder`, read them back, and compare.
 
     The logits are compared on what was read back: so the check covers merging, names and files.  Raises ModelError
-    where they differ by more than rounding explains, or by half as much as the adapter itself changes.
+    for a base that is not the one trained on, and where the logits differ by more than rounding explains, or by half
+    as much as the adapter itself changes.
     """
-    dtype, encoder = export_dtype(base), Encoder(load_processor(base), contract)
-    asked = _asked(encoder)
+    processor = load_processor(base)
+    contract.check(base_contract(base, processor=processor))
+    dtype, asked = export_dtype(base), _asked(Encoder(processor, contract))
     model: Any = load_adapter(load_base(base, dtype, device), adapter)
     with_it = _likeliest(asked, _inside(model))
     with model.disable_adapter():

@@ -1,6 +1,7 @@
 """An export is published on the hub: who asks is known before any work, and the folder stays where it is."""
 
 import re
+import shlex
 from pathlib import Path
 
 from qwenft.core.errors import HubError, UsageError
@@ -50,6 +51,6 @@ def push(folder: Path, repo: str, access: HubAccess, emit: Emit) -> str:
             address = api.create_repo(repo, private=True, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"{folder.name}, exported by qwenft")
     except HubError as error:
-        raise HubError(f"{error}; {folder} stands", hint=f"hf upload {repo} {folder}") from error
+        raise HubError(f"{error}; {folder} stands", hint=f"hf upload {repo} {shlex.quote(str(folder))}") from error
     emit(note(f"published at {address}; a new repository is private until you open it there"))
     return str(address)

@@ -1,6 +1,7 @@
 """The body of `export`: a run becomes a folder that transformers, peft, vLLM and SGLang load, whole or absent."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class Exported:
     def next_command(self) -> str:
         """What one would type now."""
         if self.to == "merged":
-            return f"qwenft eval --model {self.path}"
+            return f"qwenft eval --model {shlex.quote(self.path)}"
         return self.commands["vllm"]
 
 
@@ -77,7 +78,7 @@ def export_run(
     source, model, contract = _chosen(run, root)
     folder = ((root or Path.cwd()) / out if out else source.path / "export" / to).absolute()
     if folder.exists():
-        raise UsageError(f"{folder} exists already", hint=f"--out another-folder, or: rm -r {folder}")
+        raise UsageError(f"{folder} exists already", hint=f"--out another-folder, or: rm -r {shlex.quote(str(folder))}")
     if to == "adapter" and not (source.adapter / ADAPTER_FILE).is_file():
         raise ModelError(f"the run {source.name} trained whole weights: there is no adapter in it", hint="--to merged")
     access = check_push(push_to, send_token=send_token) if push_to else None
