@@ -309,6 +309,15 @@ def test_tensor_names_are_read_off_the_header(adapter: Exported) -> None:
         assert sorted(tensor_names(path)) == sorted(file.keys())
 
 
+def test_nothing_but_the_object_stands_on_stdout(root: Path) -> None:
+    done = subprocess.run(
+        [*QWENFT, "export", "--run", "mine", "--out", "spoken", "--gpus", "cpu", "--json"],
+        cwd=root, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["path"] == str(root / "spoken")
+
+
 def test_another_base_than_the_one_trained_on_is_refused(root: Path) -> None:
     run = Run(root / "runs" / "mine")
     contract = Contract.read(run.adapter)
