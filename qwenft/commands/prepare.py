@@ -50,6 +50,17 @@ def prepare(
         list[str] | None,
         typer.Option("--export", help="Also as qwen, swift, llamafactory, coco or yolo, under exports/; repeatable."),
     ] = None,
+    negatives: Annotated[
+        float,
+        typer.Option(
+            metavar="RATIO",
+            help="Make questions about what is not there: so many for each one with an answer, where the annotations "
+            "prove it.",
+        ),
+    ] = 0.0,
+    negatives_unproved: Annotated[
+        bool, typer.Option("--negatives-unproved", help="Fill up with ones that nothing proves, marked as such.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, write nothing.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -84,6 +95,8 @@ def prepare(
             exif=exif,
             export=export or (),
             num_proc=num_proc,
+            negatives=negatives,
+            negatives_unproved=negatives_unproved,
             dry_run=dry_run,
             command=command_line(),
             emit=screen.emit,

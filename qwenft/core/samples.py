@@ -52,6 +52,8 @@ class Sample:
     """Detection: what was asked for."""
     captions: tuple[str, ...] = ()
     """Caption: the references."""
+    negative: str | None = None
+    """The kind of a question that `prepare --negatives` made (docs/negatives.md); None for the source's own."""
 
     @property
     def image_wh(self) -> Size:
@@ -75,7 +77,7 @@ class Sample:
             value["captions"] = list(self.captions)
         else:
             value["objects"] = [item.to_json() for item in self.objects]
-        return value
+        return value if self.negative is None else {**value, "negative": self.negative}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Sample":
@@ -100,6 +102,7 @@ class Sample:
             objects=objects,
             categories=tuple(value.get("categories", ())),
             captions=tuple(value.get("captions", ())),
+            negative=value.get("negative"),
         )
 
 
@@ -135,7 +138,7 @@ class Manifest(BaseModel):
     bbox: dict[str, Any]
     """convention, and the evidence for it."""
     counts: dict[str, int]
-    """rows_read = samples + rejected; pictures; turned (stored upright)."""
+    """rows_read + negatives_made = samples + rejected; negatives_<kind>; pictures; turned (stored upright)."""
     checks: list[dict[str, Any]]
     """check, result, and the numbers behind it."""
     notes: list[str]

@@ -14,6 +14,7 @@ from qwenft.core.samples import Manifest, PreparedDataset, Sample, as_task
 from qwenft.prepare import checks, convention, exports, splits, write
 from qwenft.prepare.audit import audit
 from qwenft.prepare.checks import Frame, Rules, Taken
+from qwenft.prepare.negatives import Negatives, add_negatives, searched_in_full
 from qwenft.prepare.pictures import PictureError
 from qwenft.prepare.rows import (
     EXPLANATIONS,
@@ -31,6 +32,8 @@ from qwenft.prepare.store import PictureStore
 
 REPORT_EVERY = 50
 """Rows between two reports of progress."""
+MOST_NEGATIVES = 100
+"""For each question with an answer."""
 FRAMES: Mapping[str, Frame | None] = {"auto": None, "upright": "upright", "stored": "stored"}
 
 
@@ -49,6 +52,8 @@ class Options:
     command: str = ""
     export: tuple[str, ...] = ()
     num_proc: int = 1
+    negatives: float = 0.0
+    negatives_unproved: bool = False
     earlier: Path | None = None
     """A prepared data set that is being replaced: its pictures need not be decoded again."""
 
@@ -76,6 +81,8 @@ def prepare_dataset(
     exif: str = "auto",
     export: Sequence[str] = (),
     num_proc: int = 1,
+    negatives: float = 0.0,
+    negatives_unproved: bool = False,
     dry_run: bool = False,
     command: str = "",
     emit: Emit = ignore,
@@ -86,7 +93,9 @@ def prepare_dataset(
     root: where relative paths start; default the current folder.  exif: which way up the boxes of turned pictures are
     meant, where the data do not tell (`upright`, `stored`).  export: other tools' forms to write too, under exports/.
     num_proc: processes that decode pictures; with more than one a script that calls this needs
-    `if __name__ == "__main__":`.  dry_run: check and report; what is returned has samples, but no files.
+    `if __name__ == "__main__":`.  negatives: how many questions about what is not in the picture are made for each one
+    that has an answer; negatives_unproved: also where nothing proves it, marked.  dry_run: check and report; what is
+    returned has samples, but no files.
     Nothing stands at `out` unless all went well; an interrupted call goes on from the pictures it had stored, and one
     that replaces a data set from that one's.  Raises DataError, HubError or UsageError.
     """
@@ -94,6 +103,7 @@ def prepare_dataset(
     request = Request(tuple(splits), limit, None if task == "auto" else as_task(task), columns or {})
     _check_options(limit, val_fraction, output_format, exif, preview)
     _check_more_options(num_proc, export)
+    _check_negatives(negatives, unproved=negatives_unproved)
     options = Options(
         bbox_format=_bbox_format(bbox_format),
         exif=FRAMES[exif],
@@ -106,6 +116,8 @@ def prepare_dataset(
         command=command or f"prepare_dataset({dataset!r})",
         export=tuple(dict.fromkeys(export)) if not dry_run else (),
         num_proc=num_proc,
+        negatives=negatives,
+        negatives_unproved=negatives_unproved,
     )
     target = resolve(dataset, base, emit)
     folder = (base / out.expanduser()) if out is not None else base / "data" / target.name
@@ -156,6 +168,13 @@ def _check_more_options(num_proc: int, forms: Sequence[str]) -> None:
     for form in forms:
         if form not in exports.FORMS:
             raise UsageError(f"unknown --export {form!r}", hint=nearest(form, exports.FORMS))
+
+
+def _check_negatives(ratio: float, *, unproved: bool) -> None:
+    if not 0 <= ratio <= MOST_NEGATIVES:
+        raise UsageError(f"--negatives must be from 0 to {MOST_NEGATIVES}, got {ratio}", hint="--negatives 0.5")
+    if unproved and not ratio:
+        raise UsageError("--negatives-unproved without --negatives makes none", hint="--negatives 0.5")
 
 
 def _bbox_format(text: str) -> str | None:
@@ -263,6 +282,8 @@ class Result:
     bad_rows: list[BadRow]
     bad_objects: list[BadObject]
     objects_lost: int = 0
+    doubtful: set[str] = field(default_factory=set)
+    """Pictures (`Sample.image`) whose annotations prove no absence: not all searched for, or not all taken."""
 
 
 def _assemble(found: Collected, settled: Settled, source: Source, name: str) -> Result:
@@ -278,6 +299,10 @@ def _assemble(found: Collected, settled: Settled, source: Source, name: str) -> 
         else:
             checked = checks.check(item, f"{name}/{row.split}/{number}", settled.rules)
         seen.add(key)
+        if row.task == "detection" and (
+            checked.sample is None or checked.bad_objects or not searched_in_full(row, source.kind)
+        ):
+            result.doubtful.add(item.stored.image)
         result.bad_objects += checked.bad_objects
         if checked.sample is not None:
             result.by_split.setdefault(row.split, []).append(checked.sample)
@@ -346,7 +371,10 @@ def _report(
 ) -> write.Report:
     origin = str(source.about.get("id") or source.about["path"])
     division = splits.divide(result.by_split, val_fraction=options.val_fraction, seed=options.seed, source=origin)
-    counts = _counts(found, result, division, source)
+    real = division
+    made = _negatives(division, name, result, options)
+    division = made.division if made else division
+    counts = _counts(found, result, division, source, made)
     _check_books(counts)
     shown = _one_per_picture(found.taken)
     said: list[str] = []
@@ -358,7 +386,7 @@ def _report(
         source=source,
         options_command=options.command,
         division=division,
-        audit=audit(division.samples, {item.stored.image: item.stored.dhash for item in shown}),
+        audit=audit(real.samples, {item.stored.image: item.stored.dhash for item in shown}),
         verdict=settled.verdict,
         sizes=settled.rules.sizes,
         frame=settled.rules.frame,
@@ -370,6 +398,20 @@ def _report(
         reasons=Counter([str(bad.reason) for bad in result.bad_rows] + [str(bad.reason) for bad in result.bad_objects]),
         limit=request.limit,
         exported=tuple(said),
+        negatives=made,
+    )
+
+
+def _negatives(division: splits.Division, name: str, result: Result, options: Options) -> Negatives | None:
+    if not options.negatives:
+        return None
+    return add_negatives(
+        division,
+        name,
+        ratio=options.negatives,
+        unproved=options.negatives_unproved,
+        doubtful=result.doubtful,
+        seed=options.seed,
     )
 
 
@@ -377,7 +419,10 @@ def _one_per_picture(taken: Sequence[tuple[int, Taken]]) -> list[Taken]:
     return list({item.stored.image: item for _, item in taken}.values())
 
 
-def _counts(found: Collected, result: Result, division: splits.Division, source: Source) -> dict[str, int]:
+def _counts(
+    found: Collected, result: Result, division: splits.Division, source: Source, made: Negatives | None
+) -> dict[str, int]:
+    kinds = made.counts if made else {}
     samples = [sample for part in division.samples.values() for sample in part]
     return {
         "rows_read": found.rows_read,
@@ -388,6 +433,8 @@ def _counts(found: Collected, result: Result, division: splits.Division, source:
         "objects_rejected": len(result.bad_objects),
         "objects_in_rejected_rows": result.objects_lost,
         "negatives": sum(not sample.objects for sample in samples if sample.task != "caption"),
+        **({"negatives_made": sum(kinds.values())} if made else {}),
+        **{f"negatives_{kind}": number for kind, number in sorted(kinds.items())},
         "pictures": len({sample.image for sample in samples}),
     }
 
@@ -395,7 +442,8 @@ def _counts(found: Collected, result: Result, division: splits.Division, source:
 def _check_books(counts: Mapping[str, int]) -> None:
     """Nothing is dropped silently.  A row is one question about one picture (detection, captions: one picture)."""
     objects = counts["objects"] + counts["objects_rejected"] + counts["objects_in_rejected_rows"]
-    if counts["rows_read"] != counts["samples"] + counts["rejected"] or counts["objects_read"] != objects:
+    rows = counts["rows_read"] + counts.get("negatives_made", 0)
+    if rows != counts["samples"] + counts["rejected"] or counts["objects_read"] != objects:
         raise DataError(
             f"rows were lost, which is a fault of qwenft: {dict(counts)}", hint="please report it with the command line"
         )

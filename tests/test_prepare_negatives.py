@@ -1,0 +1,463 @@
+"""`prepare --negatives`: only what the annotations prove, checked by a script that shares no code with the maker."""
+
+import json
+import random
+import re
+from collections import Counter
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prepare_inputs import DATA, good_rows, picture, write_records
+
+from qwenft.core.answer import read_answer
+from qwenft.core.boxes import smart_resize, to_input_px
+from qwenft.core.errors import UsageError
+from qwenft.core.samples import PreparedDataset, Sample, SceneObject
+from qwenft.prepare.build import prepare_dataset
+from qwenft.prepare.negatives import add_negatives
+from qwenft.prepare.splits import Division
+from qwenft.prepare.swaps import COLOURS, side_swaps, worded_swaps
+
+ENGLISH = ("person", "dog", "hot dog", "red car", "blue car", "cup", "traffic light", "tree")
+CHINESE = ("人", "狗", "红色的汽车", "蓝色的汽车", "杯子", "树")
+
+
+def write_scenes(folder: Path, names: tuple[str, ...] = ENGLISH, count: int = 36) -> Path:
+    """A COCO folder whose things stand anywhere, large and small; some are crowds, some pictures hold nothing."""
+    draw = random.Random(5)
+    (folder / "images").mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(count):
+        (folder / "images" / f"{number}.jpg").write_bytes(picture(number, kind="JPEG"))
+        images.append({"id": number, "file_name": f"{number}.jpg", "width": 160, "height": 120})
+        for _ in range(number % 5):
+            width, height = draw.choice((draw.randrange(8, 50), 120)), draw.choice((draw.randrange(8, 40), 100))
+            box = [draw.randrange(161 - width), draw.randrange(121 - height), width, height]
+            annotation = {"id": len(annotations), "image_id": number, "category_id": draw.randrange(len(names)) + 1}
+            annotations.append({**annotation, "bbox": box, "iscrowd": int(draw.random() < 0.1)})
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "instances.json").write_text(json.dumps(document))
+    return folder
+
+
+def coco36(tmp_path: Path) -> Path:
+    real = DATA / "coco36"
+    return real if real.is_dir() else write_scenes(tmp_path / "generated" / "coco36")
+
+
+def all_samples(data: PreparedDataset) -> list[Sample]:
+    return [sample for split in data.manifest.splits for sample in data.samples(split)]
+
+
+def made_in(data: PreparedDataset) -> list[Sample]:
+    return [sample for sample in all_samples(data) if sample.negative]
+
+
+# The judge: annotations as they are in the file, regular expressions and comparisons, nothing of qwenft.prepare.
+
+FORMS = {
+    "position": (r"(.+) in the (left|right|upper|lower) half of the picture", r"图片(左|右|上|下)半部分的(.+)"),
+    "relation": (r"(.+) (to the left of|to the right of|above|below) the (.+)", r"(.+)(左边|右边|上方|下方)的(.+)"),
+    "fills": (r"(.+) that fills most of the picture", r"占满大部分画面的(.+)"),
+    "tiny": (r"tiny (.+) that covers less than a fiftieth of the picture", r"不到画面五十分之一的小(.+)"),
+}
+
+
+class Judge:
+    """Says whether a text is refuted by a COCO file's annotations of a picture."""
+
+    def __init__(self, folder: Path) -> None:
+        document = json.loads((folder / "instances.json").read_text())
+        names = {category["id"]: category["name"] for category in document["categories"]}
+        self.images, self.boxes = {}, {}
+        for image in document["images"]:
+            content = sha256((folder / "images" / image["file_name"]).read_bytes()).hexdigest()
+            self.images[content] = image
+            self.boxes[content] = [
+                (names[a["category_id"]], a["bbox"]) for a in document["annotations"] if a["image_id"] == image["id"]
+            ]
+        self.names = set(names.values())
+
+    def of(self, content: str, name: str) -> list[list[float]]:
+        return [box for label, box in self.boxes[content] if label == name]
+
+    def refutes(self, content: str, text: str) -> bool:
+        if text in self.names:
+            return not self.of(content, text)
+        for form, patterns in FORMS.items():
+            for chinese, pattern in enumerate(patterns):
+                match = re.fullmatch(pattern, text)
+                if match:
+                    return bool(getattr(self, form)(content, *match.groups(), chinese=bool(chinese)))
+        raise AssertionError(f"the judge cannot read {text!r}")
+
+    def position(self, content: str, one: str, other: str, *, chinese: bool) -> bool:
+        name, side = (other, one) if chinese else (one, other)
+        assert name in self.names
+        width, height = self.images[content]["width"], self.images[content]["height"]
+        return all(
+            {
+                "left": x >= width / 2, "左": x >= width / 2, "right": x + w <= width / 2, "右": x + w <= width / 2,
+                "upper": y >= height / 2, "上": y >= height / 2,
+                "lower": y + h <= height / 2, "下": y + h <= height / 2,
+            }[side]
+            for x, y, w, h in self.of(content, name)
+        )  # fmt: skip
+
+    def relation(self, content: str, one: str, side: str, other: str, *, chinese: bool) -> bool:
+        name, than = (other, one) if chinese else (one, other)
+        assert {name, than} <= self.names and self.of(content, than)
+        return all(
+            {"l": x >= X + W, "左": x >= X + W, "r": x + w <= X, "右": x + w <= X,
+             "a": y >= Y + H, "上": y >= Y + H, "b": y + h <= Y, "下": y + h <= Y}[side.removeprefix("to the ")[0]]
+            for x, y, w, h in self.of(content, name)
+            for X, Y, W, H in self.of(content, than)
+        )  # fmt: skip
+
+    def fills(self, content: str, name: str, *, chinese: bool) -> bool:
+        whole = self.images[content]["width"] * self.images[content]["height"]
+        return name in self.names and all(w * h < whole / 3 for _, _, w, h in self.of(content, name))
+
+    def tiny(self, content: str, name: str, *, chinese: bool) -> bool:
+        whole = self.images[content]["width"] * self.images[content]["height"]
+        return name in self.names and all(w * h > whole / 5 for _, _, w, h in self.of(content, name))
+
+
+@pytest.mark.parametrize(
+    ("names", "ratio"), [((), 0.5), (ENGLISH, 3.0), (CHINESE, 3.0)], ids=["coco36", "made-up, English", "made-up, 中文"]
+)
+def test_every_negative_is_refuted_by_the_annotations(tmp_path: Path, names: tuple[str, ...], ratio: float) -> None:
+    source = write_scenes(tmp_path / "scenes", names) if names else coco36(tmp_path)
+    data, judge = prepare_dataset(str(source), root=tmp_path, negatives=ratio), Judge(source)
+    found = made_in(data)
+    for sample in found:
+        (text,) = sample.categories
+        assert sample.objects == () and judge.refutes(sample.picture, text), (text, judge.boxes[sample.picture])
+        present = {name for name, _ in judge.boxes[sample.picture]}
+        if sample.negative == "absent_category":
+            assert text in judge.names
+        elif sample.negative == "foreign_expression":
+            assert not any(name in text for name in present)
+        else:
+            assert any(name in text for name in present) or sample.negative == "wrong_attribute"
+    kinds = {str(sample.negative) for sample in found}
+    assert {"absent_category", "wrong_size", "wrong_position", "wrong_relation", "foreign_expression"} <= kinds
+    assert "wrong_attribute" in kinds or not names
+    texts = [(sample.picture, sample.categories) for sample in found]
+    assert len(set(texts)) == len(texts)
+
+
+def test_the_judge_of_these_tests_tells_true_from_false(tmp_path: Path) -> None:
+    judge = Judge(write_scenes(tmp_path / "scenes"))
+    content = next(key for key, boxes in judge.boxes.items() if boxes)
+    name, (x, _, w, _) = judge.boxes[content][0]
+    side = "left" if x + w / 2 <= 80 else "right"
+    assert not judge.refutes(content, name)
+    assert not judge.refutes(content, f"{name} in the {side} half of the picture")
+    with pytest.raises(AssertionError):
+        judge.refutes(content, "something else")
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 2.0])
+def test_the_ratio_is_kept_in_each_split_and_counted_by_kind(tmp_path: Path, ratio: float) -> None:
+    data = prepare_dataset(str(write_scenes(tmp_path / "scenes")), root=tmp_path, negatives=ratio)
+    for split in data.manifest.splits:
+        samples = data.samples(split)
+        positives = sum(any(not item.crowd for item in sample.objects) for sample in samples)
+        assert sum(sample.negative is not None for sample in samples) == round(ratio * positives)
+    counts, kinds = data.manifest.counts, Counter(str(sample.negative) for sample in made_in(data))
+    assert {kind: counts[f"negatives_{kind}"] for kind in kinds} == kinds
+    assert counts["negatives_made"] == kinds.total()
+    assert counts["rows_read"] + counts["negatives_made"] == counts["samples"] + counts["rejected"]
+    said = [note for note in data.manifest.notes if "made for" in note]
+    assert len(said) == 1 and said[0].startswith(f"{kinds.total()} negatives made for ")
+
+
+def test_the_same_seed_gives_the_same_negatives_and_leaves_the_samples_alone(tmp_path: Path) -> None:
+    source = str(write_scenes(tmp_path / "scenes"))
+    plain = all_samples(prepare_dataset(source, root=tmp_path, out=tmp_path / "plain" / "set"))
+    one, again, other = (
+        prepare_dataset(source, root=tmp_path, out=tmp_path / out / "set", negatives=1, seed=seed)
+        for out, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert made_in(again) == made_in(one) != []
+    assert [sample for sample in all_samples(again) if not sample.negative] == plain
+    other_texts = {(s.picture, s.categories) for s in made_in(other)}
+    assert other_texts != {(s.picture, s.categories) for s in made_in(one)}
+
+
+def test_a_ratio_beyond_what_can_be_proved_is_said_with_both_numbers(tmp_path: Path) -> None:
+    data = prepare_dataset(str(write_scenes(tmp_path / "scenes", ("dog", "cup"), 8)), root=tmp_path, negatives=50)
+    number = data.manifest.counts["negatives_made"]
+    assert 0 < number < 300
+    assert any(
+        re.match(rf"{number} of [0-9]+ negatives made: the annotations prove no more", n) for n in data.manifest.notes
+    )
+
+
+# What proves nothing
+
+
+def change(folder: Path, edit: Any) -> Path:
+    path = folder / "instances.json"
+    document = json.loads(path.read_text())
+    edit(document)
+    path.write_text(json.dumps(document))
+    return folder
+
+
+def spoil(document: dict[str, Any]) -> None:
+    """A flat box in every picture with an even number: what it was is not taken, so it may be anything."""
+    for image in document["images"][::2]:
+        flat = {"id": 5000 + image["id"], "image_id": image["id"], "category_id": 1, "bbox": [5, 5, 0, 9], "iscrowd": 0}
+        document["annotations"].append(flat)
+
+
+def federate(document: dict[str, Any]) -> None:
+    for image in document["images"][::2]:
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": [2]}
+
+
+@pytest.mark.parametrize("edit", [spoil, federate], ids=["a rejected annotation", "LVIS: searched for some only"])
+def test_a_picture_that_was_not_annotated_in_full_gives_no_negative(tmp_path: Path, edit: Any) -> None:
+    source = change(write_scenes(tmp_path / "scenes"), edit)
+    data, judge = prepare_dataset(str(source), root=tmp_path, negatives=3), Judge(source)
+    asked = {judge.images[sample.picture]["id"] % 2 for sample in made_in(data)}
+    assert asked == {1}
+
+
+def test_headings_and_names_within_names_are_never_called_absent(tmp_path: Path) -> None:
+    """Roboflow's first category is a heading without boxes; who boxed a `hot dog` may have meant `dog` too."""
+    source = write_scenes(tmp_path / "scenes", ("dog", "hot dog", "cup"))
+    change(source, lambda document: document["categories"].append({"id": 99, "name": "things"}))
+    data, judge = prepare_dataset(str(source), root=tmp_path, negatives=20), Judge(source)
+    for sample in made_in(data):
+        (text,) = sample.categories
+        assert "things" not in text
+        if sample.negative == "absent_category" and text in ("dog", "hot dog"):
+            assert not {name for name, _ in judge.boxes[sample.picture]} & {"dog", "hot dog"}
+    assert any(sample.categories == ("dog",) for sample in made_in(data))
+
+
+def test_expressions_alone_prove_nothing_so_none_is_made_and_it_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "refs"
+    source = write_records(folder, good_rows(folder, 12))
+    data = prepare_dataset(str(source), root=tmp_path, negatives=0.5)
+    assert made_in(data) == [] and data.manifest.counts["negatives_made"] == 0
+    assert any(
+        "nothing proves that a thing is absent" in note and "--negatives-unproved" in note
+        for note in data.manifest.notes
+    )
+
+
+def test_unproved_negatives_are_made_on_demand_and_bear_the_mark(tmp_path: Path) -> None:
+    folder = tmp_path / "refs"
+    words = ("zebra", "kettle", "ladder", "window", "pillow", "rocket", "basket", "tomato", "camera", "violin")
+    rows = [{**row, "expression": f"the {word}"} for row, word in zip(good_rows(folder), words, strict=True)]
+    data = prepare_dataset(str(write_records(folder, rows)), root=tmp_path, negatives=0.5, negatives_unproved=True)
+    own = {sample.picture: sample.query for sample in all_samples(data) if not sample.negative}
+    found = made_in(data)
+    assert len(found) == data.manifest.counts["negatives_unproved_foreign_expression"] >= 4
+    for sample in found:
+        assert sample.negative == "unproved_foreign_expression" and sample.objects == ()
+        assert sample.query != own[sample.picture] and sample.query in own.values()
+    assert any("that nothing proves" in note for note in data.manifest.notes)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"negatives": -0.5}, {"negatives": float("nan")}, {"negatives": 1000}, {"negatives_unproved": True}],
+    ids=["below 0", "nan", "too many", "unproved without a ratio"],
+)
+def test_a_ratio_that_cannot_be_is_refused_with_a_hint(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--negatives") as caught:
+        prepare_dataset(str(tmp_path), root=tmp_path, **options)
+    assert caught.value.hint == "--negatives 0.5"
+
+
+# Expressions beside annotations: what is true of a picture is known, and what is in it
+
+
+def sample_of(number: int, task: Any, text: str, objects: tuple[SceneObject, ...]) -> Sample:
+    image = f"images/ab/{number:064d}.png"
+    categories = ("car", "tree", "zebra") if task == "detection" else ()
+    return Sample(f"{task}/{number}/{text}", task, image, 160, 120, text or None, objects, categories)
+
+
+def mixed(text: str, *, several: bool = False, first: int = 0) -> list[Sample]:
+    """Six pictures with a car (or two) and a tree, all on the left, and `text` for a car; six with one zebra."""
+    samples = []
+    boxes = [("car", (10.0, 20.0, 60.0, 50.0)), ("tree", (5.0, 70.0, 40.0, 110.0)), ("car", (70.0, 60.0, 79.0, 90.0))]
+    for number in range(first, first + 12):
+        things = boxes[: 3 if several else 2] if number < first + 6 else [("zebra", (100.0, 60.0, 150.0, 110.0))]
+        objects = tuple(SceneObject(box, label) for label, box in things)
+        asked = text if number < first + 6 else f"the zebra number {number}"
+        samples.append(sample_of(number, "detection", "", objects))
+        samples.append(sample_of(number, "grounding", asked, (replace(objects[0], label=asked),)))
+    return samples
+
+
+def negatives_for(ratio: float = 4.0, **splits: list[Sample]) -> dict[str, list[Sample]]:
+    division = Division({name: tuple(samples) for name, samples in splits.items()}, {}, ())
+    made = add_negatives(division, "set", ratio=ratio, unproved=False, doubtful=(), seed=0)
+    return {name: [sample for sample in samples if sample.negative] for name, samples in made.division.samples.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "false"),
+    [
+        pytest.param("the red car", "wrong_attribute", "the blue car", id="colour"),
+        pytest.param("the big car", "wrong_size", "the small car", id="size"),
+        pytest.param("the car on the left", "wrong_position", "the car on the right", id="side"),
+        pytest.param("the red car that is not parked", "wrong_attribute", None, id="with a negation"),
+        pytest.param("the car by a red fence", "wrong_attribute", None, id="said of something else"),
+        pytest.param("the car left of the tree", "wrong_position", None, id="no side of the picture"),
+        pytest.param("the car on the right", "wrong_position", None, id="a side on which it is not"),
+        pytest.param("the red one", "wrong_attribute", None, id="category not named"),
+    ],
+)
+def test_one_word_of_a_true_expression_is_exchanged_where_that_makes_it_false(
+    text: str, kind: str, false: str | None
+) -> None:
+    found = {str(sample.query) for sample in negatives_for(train=mixed(text))["train"] if sample.negative == kind}
+    composed = re.compile(r".* half of the picture|.* fills most of .*|tiny .*")
+    assert {query for query in found if not composed.fullmatch(query)} == ({false} if false else set())
+
+
+def test_a_word_is_not_exchanged_where_the_category_is_there_twice() -> None:
+    """Beside the red car stands another one: it may well be blue."""
+    found = negatives_for(train=mixed("the red car", several=True))["train"]
+    assert found and "the blue car" not in {sample.query for sample in found}
+
+
+def test_expressions_of_other_pictures_come_from_the_same_split_and_mean_what_is_absent() -> None:
+    splits = {"train": mixed("the red car"), "val": mixed("the shiny car", first=100)}
+    seen = 0
+    for split, found in negatives_for(2.0, **splits).items():
+        there = {s.picture: {o.label for o in s.objects} for s in splits[split] if s.task == "detection"}
+        true = {s.query for s in splits[split] if s.task == "grounding"}
+        for sample in found:
+            assert sample.task == "grounding" and sample.picture in there
+            if sample.negative == "foreign_expression":
+                seen += 1
+                assert sample.query in true
+                assert ("zebra" if "zebra" in str(sample.query) else "car") not in there[sample.picture]
+    assert seen >= 8
+
+
+def test_what_another_split_knows_of_the_same_picture_counts_too() -> None:
+    """The zebra is boxed in the copy in val only: nothing in train may call it absent."""
+    alone = [sample_of(0, "detection", "", (SceneObject((1.0, 1.0, 20.0, 20.0), "car"),)), *mixed("the car", first=50)]
+    copy = [sample_of(0, "detection", "", (SceneObject((80.0, 60.0, 150.0, 110.0), "zebra"),))]
+    found = negatives_for(9.0, train=alone, val=copy)
+    asked = {str(s.query or s.categories[0]) for part in found.values() for s in part if s.picture == alone[0].picture}
+    assert asked and "zebra" not in asked and "car" not in asked and not any("zebra number" in text for text in asked)
+
+
+def test_negatives_of_the_source_stay_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "refs"
+    rows = good_rows(folder, 12)
+    rows[3]["bbox"] = None
+    data = prepare_dataset(str(write_records(folder, rows)), root=tmp_path, negatives=1)
+    (own,) = [sample for sample in all_samples(data) if not sample.objects]
+    assert own.negative is None and own.query == "thing 3" and "negative" not in own.to_json()
+
+
+def test_a_sample_keeps_the_kind_on_its_way_to_disk_and_older_lines_are_read() -> None:
+    sample = Sample("s/0", "grounding", f"images/ab/{'ab' * 32}.png", 9, 9, "no dog", negative="absent_category")
+    value = sample.to_json()
+    assert value["negative"] == "absent_category" and Sample.from_json(json.loads(json.dumps(value))) == sample
+    del value["negative"]
+    assert Sample.from_json(value).negative is None
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "expected"),
+    [
+        ("红色的汽车", "汽车", "蓝色的汽车"),
+        ("白色汽车", "汽车", "黑色汽车"),
+        ("大的狗", "狗", "小的狗"),
+        ("The Tall person", "person", "The short person"),
+        ("the man in a hat", "person", "the woman in a hat"),
+        ("the redcar", "car", None),
+        ("the biggest car", "car", None),
+    ],
+)
+def test_words_before_a_category_are_exchanged(text: str, label: str, expected: str | None) -> None:
+    assert [found for _, found in worded_swaps(text, label)] == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "label", "expected"),
+    [
+        ("左边的狗", "狗", ("left", "右边的狗")),
+        ("upper dog", "dog", ("top", "lower dog")),
+        ("the dog on the left side", "dog", ("left", "the dog on the right side")),
+        ("the man with his left hand up", "man", None),
+        ("树左边的狗", "狗", None),
+    ],
+)
+def test_a_side_of_the_picture_is_exchanged(text: str, label: str, expected: tuple[str, str] | None) -> None:
+    assert side_swaps(text, label) == ([expected] if expected else [])
+
+
+def test_no_colour_becomes_itself_or_one_that_leads_nowhere() -> None:
+    assert all(one != other and other in COLOURS for one, other in COLOURS.items())
+
+
+# Target texts: what is learned must read back as what is true
+
+LABELS = (
+    "dog",
+    "红色的狗",
+    'a "quoted" sign',
+    "[1, 2, 3, 4]",
+    "box {x}",
+    "none",
+    "tab\there",
+    "（全角，１２）",
+    "it's",
+    "\\n",
+    "",
+)
+
+
+def generated(task: Any, seed: int) -> Sample:
+    draw = random.Random(f"{task} {seed}")
+    width, height = draw.randrange(30, 2000), draw.randrange(30, 2000)
+    objects = []
+    for _ in range(draw.choice((0, 1, 1, 2, 3, 8)) if task != "caption" else 0):
+        x1, y1 = draw.uniform(0, width - 2), draw.uniform(0, height - 2)
+        box = (x1, y1, draw.uniform(x1 + 1, width), draw.uniform(y1 + 1, height))
+        objects.append(SceneObject(box, draw.choice(LABELS), task == "detection" and draw.random() < 0.1))
+    captions = (f"A picture of {draw.choice(LABELS[:3])}.",) if task == "caption" else ()
+    return Sample("s", task, f"images/ab/{'ab' * 32}.png", width, height, "it", tuple(objects), (), captions)
+
+
+@pytest.mark.parametrize("task", ["grounding", "detection", "caption"])
+def test_the_target_text_of_10000_samples_reads_back_as_their_objects(task: str) -> None:
+    from qwenft.model.inputs import target_text
+
+    for seed in range(10_000):
+        sample = generated(task, seed)
+        input_wh = smart_resize(sample.image_wh, 56 * 56, 1280 * 28 * 28)
+        text = target_text(sample, input_wh)
+        if task == "caption":
+            assert text == sample.captions[0] and not read_answer(text).objects
+            continue
+        true = [
+            (to_input_px(item.bbox, sample.image_wh, input_wh), item.label) for item in sample.objects if not item.crowd
+        ]
+        answer = read_answer(text)
+        assert answer.status == ("ok" if true else "empty"), (text, answer)
+        left = [(found.box_xyxy, found.label) for found in answer.objects]
+        assert len(left) == len(true)
+        for box, label in true:
+            same = [f for f in left if f[1] == label and max(abs(a - b) for a, b in zip(f[0], box, strict=True)) <= 1]
+            assert same, (box, label, text)
+            left.remove(same[0])
