@@ -255,6 +255,44 @@ def test_expressions_alone_prove_nothing_so_none_is_made_and_it_is_said(tmp_path
     )
 
 
+def write_refs(folder: Path, *, extract: bool) -> Path:
+    """RefCOCO's own form: two expressions a picture, beside all that COCO boxes in it, or an extract of that."""
+    write_scenes(folder, ENGLISH)
+    document = json.loads((folder / "instances.json").read_text())
+    refs: list[dict[str, Any]] = []
+    for item in document["annotations"][::3]:
+        name = ENGLISH[item["category_id"] - 1]
+        sentences = [{"sent": f"the shiny {name}"}, {"sent": f"{name} number {item['id']}"}]
+        ref = {"ref_id": item["id"], "image_id": item["image_id"], "ann_id": item["id"], "sentences": sentences}
+        refs.append({**ref, "split": ("train", "val")[item["image_id"] % 2], "file_name": f"{item['image_id']}.jpg"})
+    if extract:
+        document["annotations"] = document["annotations"][::3]
+    (folder / "instances.json").write_text(json.dumps(document))
+    (folder / "refs(unc).json").write_text(json.dumps(refs))
+    return folder
+
+
+def test_expressions_beside_all_of_cocos_boxes_give_negatives_that_those_refute(tmp_path: Path) -> None:
+    source = write_refs(tmp_path / "refcoco", extract=False)
+    data, judge = prepare_dataset(str(source), root=tmp_path, negatives=2), Judge(source)
+    found = made_in(data)
+    assert data.manifest.source["kind"] == "refs" and {sample.task for sample in found} == {"grounding"}
+    for sample in found:
+        text = str(sample.query)
+        if sample.negative == "foreign_expression":
+            name = re.sub(r"^the shiny | number [0-9]+$", "", text)
+            assert name in judge.names and not judge.of(sample.picture, name)
+        else:
+            assert judge.refutes(sample.picture, text), (text, judge.boxes[sample.picture])
+    assert {"absent_category", "foreign_expression", "wrong_position"} <= {sample.negative for sample in found}
+
+
+def test_an_extract_of_the_annotations_proves_nothing(tmp_path: Path) -> None:
+    data = prepare_dataset(str(write_refs(tmp_path / "refcoco", extract=True)), root=tmp_path, negatives=2)
+    assert made_in(data) == []
+    assert any("nothing proves that a thing is absent" in note for note in data.manifest.notes)
+
+
 def test_unproved_negatives_are_made_on_demand_and_bear_the_mark(tmp_path: Path) -> None:
     folder = tmp_path / "refs"
     words = ("zebra", "kettle", "ladder", "window", "pillow", "rocket", "basket", "tomato", "camera", "violin")
@@ -304,7 +342,7 @@ def mixed(text: str, *, several: bool = False, first: int = 0) -> list[Sample]:
 
 def negatives_for(ratio: float = 4.0, **splits: list[Sample]) -> dict[str, list[Sample]]:
     division = Division({name: tuple(samples) for name, samples in splits.items()}, {}, ())
-    made = add_negatives(division, "set", ratio=ratio, unproved=False, doubtful=(), seed=0)
+    made = add_negatives(division, "set", ratio=ratio, unproved=False, doubtful=(), around={}, seed=0)
     return {name: [sample for sample in samples if sample.negative] for name, samples in made.division.samples.items()}
 
 

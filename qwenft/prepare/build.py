@@ -14,7 +14,7 @@ from qwenft.core.samples import Manifest, PreparedDataset, Sample, as_task
 from qwenft.prepare import checks, convention, exports, splits, write
 from qwenft.prepare.audit import audit
 from qwenft.prepare.checks import Frame, Rules, Taken
-from qwenft.prepare.negatives import Negatives, add_negatives, searched_in_full
+from qwenft.prepare.negatives import Annotated, Negatives, add_negatives, searched_in_full
 from qwenft.prepare.pictures import PictureError
 from qwenft.prepare.rows import (
     EXPLANATIONS,
@@ -284,6 +284,8 @@ class Result:
     objects_lost: int = 0
     doubtful: set[str] = field(default_factory=set)
     """Pictures (`Sample.image`) whose annotations prove no absence: not all searched for, or not all taken."""
+    around: dict[str, Annotated] = field(default_factory=dict)
+    """What a source of expressions knows of a picture (`Sample.image`) beside them."""
 
 
 def _assemble(found: Collected, settled: Settled, source: Source, name: str) -> Result:
@@ -303,6 +305,8 @@ def _assemble(found: Collected, settled: Settled, source: Source, name: str) -> 
             checked.sample is None or checked.bad_objects or not searched_in_full(row, source.kind)
         ):
             result.doubtful.add(item.stored.image)
+        if row.around is not None and item.stored.image not in result.around:
+            _keep_around(item, settled.rules, result)
         result.bad_objects += checked.bad_objects
         if checked.sample is not None:
             result.by_split.setdefault(row.split, []).append(checked.sample)
@@ -310,6 +314,13 @@ def _assemble(found: Collected, settled: Settled, source: Source, name: str) -> 
             result.bad_rows.append(checked.bad_row)
             result.objects_lost += len(row.boxes) + len(row.bad_objects)
     return result
+
+
+def _keep_around(item: Taken, rules: Rules, result: Result) -> None:
+    objects = checks.objects_around(item, rules)
+    if objects is None:
+        result.doubtful.add(item.stored.image)
+    result.around[item.stored.image] = Annotated(item.row.categories or (), objects or ())
 
 
 class Made(NamedTuple):
@@ -411,6 +422,7 @@ def _negatives(division: splits.Division, name: str, result: Result, options: Op
         ratio=options.negatives,
         unproved=options.negatives_unproved,
         doubtful=result.doubtful,
+        around=result.around,
         seed=options.seed,
     )
 

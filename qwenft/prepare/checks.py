@@ -185,6 +185,16 @@ def check(item: Taken, sample_id: str, rules: Rules) -> Checked:
     return Checked(sample, None, (*row.bad_objects, *bad))
 
 
+def objects_around(item: Taken, rules: Rules) -> tuple[SceneObject, ...] | None:
+    """Every object in an expression's picture; None where the source has not all, or one of them cannot be taken."""
+    row, stored = item
+    undecided = stored.orientation != 1 and rules.frame == "undecided"
+    if row.around is None or rules.convention is None or undecided:
+        return None
+    objects, bad = _objects(replace(row, task="detection", boxes=row.around), stored, rules)
+    return None if bad else objects
+
+
 def _bad(row: RawRow, reason: Reason, detail: str) -> BadRow:
     return BadRow(row.split, row.where, reason, detail, row.original)
 

@@ -1,9 +1,9 @@
 """Questions whose true answer is "not there": made only where the annotations prove absence, each of a named kind.
 
-What proves absence: a picture whose categories were annotated one by one and all (COCO, VOC, YOLO and the like, rows of
-task detection).  A category of the list without a box is then absent.  Everything else is shown from the boxes: a thing
-is wholly on the other side, too small or too large for what is said of it, or the only one of its category.
-Nothing is proved of a picture with a rejected annotation, nor by a category that no picture of the data set shows.
+What proves absence: a picture whose categories were annotated one by one and all (detection rows of COCO, VOC, YOLO and
+the like; COCO's boxes beside RefCOCO's expressions).  A category of the list without a box is then absent.  The rest is
+shown from the boxes: a thing is wholly on the other side, too small or too large for what is said of it, or the only one
+of its category.  Nothing is proved of a picture with a rejected annotation, nor by a category that is never boxed.
 """
 
 import random
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import permutations
-from typing import Final
+from typing import Final, NamedTuple
 
 from qwenft.core.boxes import Box, Size, area, iou
 from qwenft.core.samples import Sample, SceneObject
@@ -132,6 +132,13 @@ class Pool:
     shown: frozenset[str]
     """Categories that some picture of the data set shows: others may be headings that nobody drew boxes for."""
     expressions: tuple[tuple[Scene, Sample], ...] = field(default=())
+
+
+class Annotated(NamedTuple):
+    """What a picture was searched for, and everything that was found."""
+
+    categories: tuple[str, ...] = ()
+    objects: tuple[SceneObject, ...] = ()
 
 
 Maker = Callable[[Scene, Pool, random.Random], Iterator[str]]
@@ -306,15 +313,22 @@ def searched_in_full(row: RawRow, kind: str) -> bool:
 
 
 def add_negatives(
-    division: Division, name: str, *, ratio: float, unproved: bool, doubtful: Collection[str], seed: int
+    division: Division,
+    name: str,
+    *,
+    ratio: float,
+    unproved: bool,
+    doubtful: Collection[str],
+    around: Mapping[str, Annotated],
+    seed: int,
 ) -> Negatives:
     """Give each split `ratio` negatives for each of its questions that has an answer, from its own pictures only.
 
     doubtful: pictures (`Sample.image`) that were not searched in full, or of which an annotation was rejected.
-    unproved: where too few can be proved, take expressions of other pictures, marked `unproved_…`.  The same seed gives
-    the same negatives.
+    around: picture -> all that is in it, where a source of expressions knows.  unproved: where too few can be proved,
+    take expressions of other pictures, marked `unproved_…`.  The same seed gives the same negatives.
     """
-    annotated = _annotated(division.samples.values(), doubtful)
+    annotated = _annotated(division.samples.values(), doubtful, around)
     shown = frozenset(_key(item.label) for _, objects in annotated.values() for item in objects)
     counts: Counter[str] = Counter()
     made: dict[str, tuple[Sample, ...]] = {}
@@ -339,23 +353,23 @@ def add_negatives(
 
 
 def _annotated(
-    splits: Collection[Sequence[Sample]], doubtful: Collection[str]
-) -> dict[str, tuple[tuple[str, ...], tuple[SceneObject, ...]]]:
+    splits: Collection[Sequence[Sample]], doubtful: Collection[str], around: Mapping[str, Annotated]
+) -> dict[str, Annotated]:
     """picture -> categories annotated in full and all objects, over every split in which the picture stands."""
-    found: dict[str, tuple[tuple[str, ...], tuple[SceneObject, ...]]] = {}
-    for sample in (sample for samples in splits for sample in samples if sample.task == "detection"):
-        if sample.image not in doubtful:
-            categories, objects = found.get(sample.picture, ((), ()))
-            found[sample.picture] = (
-                tuple(dict.fromkeys((*categories, *sample.categories))),
-                (*objects, *sample.objects),
-            )
+    found: dict[str, Annotated] = {}
+    for sample in (sample for samples in splits for sample in samples if sample.image not in doubtful):
+        if sample.task == "detection":
+            before = found.get(sample.picture, Annotated())
+            categories = tuple(dict.fromkeys((*before.categories, *sample.categories)))
+            found[sample.picture] = Annotated(categories, (*before.objects, *sample.objects))
+        elif sample.image in around:
+            found.setdefault(sample.picture, around[sample.image])
     return found
 
 
 def _pool(
     samples: Sequence[Sample],
-    annotated: Mapping[str, tuple[tuple[str, ...], tuple[SceneObject, ...]]],
+    annotated: Mapping[str, Annotated],
     shown: frozenset[str],
 ) -> Pool:
     by_picture: dict[str, list[Sample]] = {}
@@ -363,7 +377,7 @@ def _pool(
         by_picture.setdefault(sample.picture, []).append(sample)
     scenes = []
     for picture, own in by_picture.items():
-        categories, objects = annotated.get(picture, ((), ()))
+        categories, objects = annotated.get(picture, Annotated())
         asked = frozenset(_key(sample.query) for sample in own if sample.query)
         answered = tuple(sample for sample in own if sample.task == "grounding" and sample.objects)
         scenes.append(Scene(own[0], categories, objects, asked, answered))

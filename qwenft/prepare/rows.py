@@ -141,8 +141,10 @@ class RawRow:
     boxes: tuple[RawBox, ...] = ()
     bad_objects: tuple[BadObject, ...] = ()
     categories: tuple[str, ...] | None = None
-    """What was asked for; None: every label of the data set."""
+    """What was asked for; None: every label of the data set.  Beside an expression: what `around` is complete for."""
     captions: tuple[str, ...] = ()
+    around: tuple[RawBox, ...] | None = None
+    """Every object in an expression's picture, where the source has them all."""
 
 
 @dataclass(frozen=True, slots=True)

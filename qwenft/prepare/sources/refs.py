@@ -6,8 +6,8 @@ nothing is meant, `no_target`).  Sources: github.com/lichengunc/refer (README.md
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,11 @@ PLACES: Final = ("images", "", "train2014", "images/train2014", "images/mscoco/i
 NUMBERED: Final = re.compile(r"(_\d{6,})_\d+(\.\w+)$")
 """A ref's `file_name`: behind the picture's own number stands that of the annotation."""
 NOTHING: Final = -1
+SPARE: Final = 0.2
+"""Where this share of the annotated objects or more is meant by no expression, the file is no extract for the refs.
+
+RefCOCO's own instances.json holds all of COCO's boxes in its pictures; an extract holds only what is meant.
+"""
 
 
 def matches(path: Path) -> bool:
@@ -64,6 +69,9 @@ class Instances:
 
     boxes: Mapping[Any, Any]
     images: Mapping[Any, Mapping[str, Any]]
+    around: Mapping[Any, tuple[RawBox, ...]]
+    """picture -> all its objects; empty where the file may not have all."""
+    categories: tuple[str, ...]
 
 
 def open_source(path: Path, request: Request) -> Source:
@@ -136,17 +144,42 @@ def _wanted(file: Path) -> Wanted:
 def _read(path: Path, wanted: Wanted) -> Instances:
     """What is wanted of an instances.json, which is read as a stream."""
     boxes: dict[Any, Any] = {}
+    around: dict[Any, list[dict[str, Any]]] = {number: [] for number in wanted.images}
+    names: dict[Any, str] = {}
     images: dict[Any, Mapping[str, Any]] = {}
     for key, value in read_members(path):
-        if key not in ("images", "annotations") or not isinstance(value, Iterator):
+        if key not in ("images", "annotations", "categories") or not isinstance(value, Iterator):
             continue
         for item in value:
             number = hashable(item.get("id")) if isinstance(item, dict) else None
             if key == "images" and number in wanted.images:
                 images[number] = {name: item.get(name) for name in ("file_name", "width", "height")}
-            elif key == "annotations" and number in wanted.annotations:
-                boxes[number] = item.get("bbox")
-    return Instances(boxes, images)
+            elif key == "annotations" and number is not None:
+                picture = hashable(item.get("image_id"))
+                if number in wanted.annotations:
+                    boxes[number] = item.get("bbox")
+                if picture in around:
+                    around[picture].append({name: item.get(name) for name in ("id", "category_id", "bbox", "iscrowd")})
+            elif key == "categories" and number is not None:
+                names[number] = str(item.get("name"))
+    total = sum(map(len, around.values()))
+    whole = bool(names) and total - len(boxes) >= SPARE * total > 0
+    objects = {number: _around(found, names) for number, found in around.items()} if whole else {}
+    return Instances(
+        boxes, images, {n: found for n, found in objects.items() if found is not None}, tuple(names.values())
+    )
+
+
+def _around(annotations: Sequence[Mapping[str, Any]], names: Mapping[Any, str]) -> tuple[RawBox, ...] | None:
+    """All objects of a picture; None where one of them cannot be read."""
+    found: list[RawBox] = []
+    for item in annotations:
+        read, _ = read_boxes([item["bbox"]], None, (), f"annotation {item['id']}")
+        label = names.get(hashable(item["category_id"]))
+        if label is None or len(read) != 1:
+            return None
+        found.append(replace(read[0], label=label, crowd=bool(item["iscrowd"])))
+    return tuple(found)
 
 
 def _rows(file: Path, instances: Instances, request: Request) -> Iterator[Row]:
@@ -182,7 +215,9 @@ def _of_ref(record: Record, split: str, file: Path, instances: Instances) -> Ite
             reason, detail = problem or (Reason.PICTURE_MISSING, f"image {ref.get('image_id')} has no file_name")
             yield BadRow(split, where, reason, detail, ref)
         else:
-            yield RawRow(split, where, picture, "grounding", ref, own, declared, text, tuple(boxes))
+            row = RawRow(split, where, picture, "grounding", ref, own, declared, text, tuple(boxes))
+            around = instances.around.get(hashable(ref.get("image_id")))
+            yield row if around is None else replace(row, categories=instances.categories, around=around)
 
 
 def _contradiction(ref: Mapping[str, Any], ids: list[Any]) -> tuple[Reason, str] | None:
