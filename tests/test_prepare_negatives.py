@@ -191,6 +191,22 @@ def test_the_same_seed_gives_the_same_negatives_and_leaves_the_samples_alone(tmp
     assert other_texts != {(s.picture, s.categories) for s in made_in(one)}
 
 
+def test_exports_of_boxes_hold_no_questions_and_those_of_conversations_all(tmp_path: Path) -> None:
+    """A phrase that was asked for is no category of a COCO or YOLO data set."""
+    source = str(write_scenes(tmp_path / "scenes"))
+    data = prepare_dataset(source, root=tmp_path, negatives=1, export=("coco", "yolo", "qwen"))
+    exports, number = data.path / "exports", data.manifest.counts["negatives_made"]
+    names = [
+        c["name"] for c in json.loads((exports / "coco/annotations/instances_train.json").read_text())["categories"]
+    ]
+    assert sorted(names) == sorted(ENGLISH)
+    assert "half of the picture" not in (exports / "yolo/data.yaml").read_text()
+    asked = [row for split in data.manifest.splits for row in json.loads((exports / f"qwen/{split}.json").read_text())]
+    assert len(asked) == data.manifest.counts["samples"]
+    for form in ("coco", "yolo"):
+        assert f"exports/{form} holds no questions: {number} negatives left out" in data.manifest.notes
+
+
 def test_a_ratio_beyond_what_can_be_proved_is_said_with_both_numbers(tmp_path: Path) -> None:
     data = prepare_dataset(str(write_scenes(tmp_path / "scenes", ("dog", "cup"), 8)), root=tmp_path, negatives=50)
     number = data.manifest.counts["negatives_made"]

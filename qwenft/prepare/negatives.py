@@ -2,8 +2,8 @@
 
 What proves absence: a picture whose categories were annotated one by one and all (detection rows of COCO, VOC, YOLO and
 the like; COCO's boxes beside RefCOCO's expressions).  A category of the list without a box is then absent.  The rest is
-shown from the boxes: a thing is wholly on the other side, too small or too large for what is said of it, or the only one
-of its category.  Nothing is proved of a picture with a rejected annotation, nor by a category that is never boxed.
+shown from the boxes: a thing is wholly on the other side, too small or too large for what is said of it, or the only
+one of its category.  Nothing is proved of a picture with a rejected annotation, nor by a category that is never boxed.
 """
 
 import random
