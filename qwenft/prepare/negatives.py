@@ -465,6 +465,10 @@ def _said(
             if annotated
             else "the source has no categories annotated in full, so nothing proves that a thing is absent"
         )
-        way = "" if unproved else "; --negatives-unproved takes expressions of other pictures, marked as such"
+        way = (
+            ", and no further expression of another picture is unlike enough"
+            if unproved
+            else "; --negatives-unproved takes expressions of other pictures, marked as such"
+        )
         warnings.append(f"{total:,} of {counted(wanted, 'negative')} made: {why}{way}")
     return notes, warnings
