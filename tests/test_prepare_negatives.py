@@ -402,6 +402,13 @@ def test_expressions_of_other_pictures_come_from_the_same_split_and_mean_what_is
     assert seen >= 8
 
 
+def test_of_a_crowd_only_its_presence_is_known() -> None:
+    crowd = (SceneObject((5.0, 5.0, 30.0, 30.0), "car", crowd=True), SceneObject((90.0, 70.0, 99.0, 99.0), "tree"))
+    found = negatives_for(30.0, train=[sample_of(number, "detection", "", crowd) for number in range(3)])["train"]
+    asked = {sample.categories[0] for sample in found}
+    assert "tree in the left half of the picture" in asked and not any("car" in text for text in asked)
+
+
 def test_what_another_split_knows_of_the_same_picture_counts_too() -> None:
     """The zebra is boxed in the copy in val only: nothing in train may call it absent."""
     alone = [sample_of(0, "detection", "", (SceneObject((1.0, 1.0, 20.0, 20.0), "car"),)), *mixed("the car", first=50)]
