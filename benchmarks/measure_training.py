@@ -108,6 +108,7 @@ def run(root: Path, name: str, gpus: str, settings: dict, *, steps: int, stop_af
         "samples_per_s": round(statistics.median(e["samples_per_s"] for e in later), 2),
         "tokens_per_s": round(statistics.median(e["tokens_per_s"] for e in later)),
         "wait_share": round(statistics.median(e["wait_share"] for e in later), 3), "batch": plan["batch"],
+        "warnings": [line for line in said.splitlines() if "warning" in line],
         "ratio": round(estimate / peak, 3), "losses": [round(e["loss"], 4) for e in events if e["event"] == "step"],
     }  # fmt: skip
 

@@ -349,7 +349,7 @@ def test_rows_are_as_many_as_memory_holds(tiny: Predictor, monkeypatch: pytest.M
     place = 6 * 2 * 3 * 32 * tiny.model.dtype.itemsize
     rows = tiny._rows(8192)
     fits = int((free_gib << 30) * generate.MEMORY_SHARE) // ((tiny.contract.max_pixels // 784 + 128 + 8192) * place)
-    assert rows == min(128, fits)
+    assert rows == min(generate.MAX_ROWS["cuda"], fits)
     assert 1 <= tiny._rows(10**9) == 1
 
 

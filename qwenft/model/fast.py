@@ -19,8 +19,9 @@ COMPILED_MULTIPLE: Final = 128
 """Of the rows' lengths where layers are compiled: some versions of torch compile anew for each length after all."""
 MAX_GRAPHS: Final = 48
 """So often the layers may be compiled anew before that costs more than it brings: some seconds each time."""
-PROBE_TOLERANCE: Final = {False: 1e-3, True: 1e-1}
-"""Relative difference that rounding explains, of the loss and of gradients: in float32, in half precision."""
+PROBE_TOLERANCE: Final = {False: 1e-3, True: 0.12}
+"""Relative difference of loss and gradients that rounding explains: in float32, in half precision.  There it grows with
+depth and width: .005 to .025 in 36 layers of 64 to 1024 numbers; what is broken is off by .2 and more."""
 
 
 def set_branches(base: Any, fast: bool) -> None:
@@ -58,13 +59,16 @@ def enable_fast_step(model: Any) -> str:
 
 
 def _probe(model: Any, base: Any) -> float:
-    """The larger relative difference: of the losses, and of gradients in the first layer that has any."""
+    """The larger relative difference: of the losses, and of gradients in the last layer that has any.
+
+    There rounding has had the fewest layers to add up in.
+    """
     image_id = base.config.image_token_id
     items = _noise(base)
     pictures = [items[0].picture, items[-1].picture]
     padded = collate(items, 0, image_id)
     packed = with_pictures(pack(items, image_id)[0], pictures, None)
-    watched = [parameter for parameter in base.parameters() if parameter.requires_grad][:8]
+    watched = [parameter for parameter in base.parameters() if parameter.requires_grad][-8:]
     found = []
     was_training = model.training
     model.eval()  # without dropout
