@@ -62,15 +62,21 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _app(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
-) -> None:
-    if version:
+def _say_version(wanted: bool) -> None:
+    """Eager, for without a command the group itself is not called."""
+    if wanted:
         from qwenft import __version__
 
         typer.echo(f"qwenft {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version.")
+    ] = False,
+) -> None: ...
 
 
 app.command(cls=_Command)(prepare)

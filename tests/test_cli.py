@@ -15,7 +15,7 @@ import typer
 from prepare_inputs import good_rows, picture, write_records
 from terminal import QWENFT, plain
 
-from qwenft import cli
+from qwenft import __version__, cli
 from qwenft.commands.train import SETTINGS
 from qwenft.core.config import TrainConfig, load_config
 from qwenft.core.files import write_json
@@ -93,8 +93,14 @@ BAD = [
     ("nothing to prepare", "prepare", 2, r"missing option '--dataset'", "qwenft prepare --dataset"),
     ("unknown key", "train learning_rte=1e-4", 1, r"'learning_rte'", "'learning_rate'"),
     ("unknown key in YAML", "train --config settings.yaml", 1, r"'learning_rte' .*settings\.yaml", "'learning_rate'"),
-    ("bad value", "train epochs=many", 1, r"epochs: .*'many'", "qwenft train"),
+    ("bad value", "train epochs=many", 1, r"epochs: .*'many'", "qwenft config epochs$"),
     ("key without =", "train epochs 2", 2, r"'epochs' is no setting", "qwenft train epochs=2"),
+    ("key and value with spaces", "train epochs = 2", 2, r"'epochs' is no setting", "qwenft train epochs=2$"),
+    ("value out of range", "train batch_size=0", 1, r"batch_size: should be greater", "qwenft config batch_size$"),
+    ("settings at odds", "train compile=true fast=false", 1, r"compile=true", "qwenft config compile$"),
+    ("YAML that is not there", "train --config no.yaml", 1, r"no\.yaml does not exist", "qwenft config > no.yaml$"),
+    ("option without its value", "prepare --dataset", 2, r"requires an argument", "qwenft prepare --help$"),
+    ("nearly a choice", "predict photo.png a --task detect", 2, r"'detect'", "qwenft predict --task detection$"),
     ("setting as option", "train --batch-size 4", 2, r"--batch-size", "qwenft train batch_size=4"),
     ("setting as option with =", "train --lr=2e-4", 2, r"--lr", "qwenft train learning_rate=2e-4"),
     ("mistyped option", "train --epoch 2", 2, r"--epoch\b", "qwenft train --epochs 2"),
@@ -113,7 +119,7 @@ BAD = [
     ("doctor of no model", "doctor --model ./nowhere --gpus cpu", 1, r"no model at .*nowhere", "tiny"),
     ("unlike any command", "xyz", 2, r"'xyz'", "qwenft --help"),
     ("existing run", "train --name first --model tiny", 1, r"runs/first exists", "--name"),
-    ("name that is no folder", "train --name a/b", 1, r"'a/b'", "qwenft train"),
+    ("name that is no folder", "train --name a/b", 1, r"'a/b'", "qwenft config name$"),
     ("no such GPU", "train --model tiny --gpus 7", 1, r"--gpus 7: .*GPU", "--gpus|there are"),
     ("a comma", "train --model tiny --gpus ,", 2, r"--gpus ','", "--gpus 1,3"),
     ("a GPU twice", "train --model tiny --gpus 0,0", 2, r"GPU 0 .*twice", "once"),
@@ -225,6 +231,10 @@ def test_one_setting_is_explained_also_by_what_others_call_it(desk: Path, say: C
 
 def test_the_help_of_train_names_every_setting() -> None:
     assert SETTINGS.split(", ") == list(TrainConfig.model_fields)
+
+
+def test_the_version_is_printed_without_a_command(say: Callable[[str], Said]) -> None:
+    assert say("--version") == Said(0, f"qwenft {__version__}\n", "")
 
 
 def test_nothing_typed_shows_the_help(say: Callable[[str], Said]) -> None:

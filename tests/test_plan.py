@@ -12,7 +12,7 @@ from qwenft.core import devices
 from qwenft.core.boxes import PATCH
 from qwenft.core.config import make_config
 from qwenft.core.devices import Devices, choose_devices
-from qwenft.core.events import finished_text, memory_text, plan_rows, sparkline
+from qwenft.core.events import PlainLines, finished_text, memory_text, plan_rows, sparkline
 from qwenft.core.samples import PreparedDataset
 from qwenft.model.inputs import Encoder
 from qwenft.model.load import base_contract, load_processor
@@ -56,6 +56,7 @@ def test_the_learning_rate_foretold_is_the_one_that_was_taken(workplace: Path, s
     taken = [event["learning_rate"] for event in run.read_events() if event["event"] == "step"]
     assert plan["learning_rates"] == pytest.approx(taken)
     assert dict(plan_rows(plan))["learning rate"].startswith("▁")
+    assert any(line.startswith("learning rate ▁") for line in PlainLines().lines(plan))
 
 
 def test_a_row_of_bars_shows_the_course() -> None:

@@ -86,7 +86,7 @@ class TrainConfig(BaseModel):
     max_tokens: PositiveInt | None = None
     """With fast=true, tokens that go through the model at a time; an update is cut there. Unset: what fits."""
     compile: bool = False
-    """Let torch.compile fuse the layers on a GPU. On trial: docs/training.md says what was measured."""
+    """Let torch.compile fuse the layers on a GPU: half a minute at the start. Measured by the step, not in whole runs."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: a third of the memory, slower (benchmarks/README.md)."""
     save_every: PositiveInt | None = None
@@ -181,15 +181,16 @@ def make_config(values: Mapping[str, Any], origin: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(dict(values))
     except ValidationError as error:
-        lines, hint = [], "qwenft train --help"
+        lines, hint = [], "qwenft config"
         for item in error.errors():
             key = ".".join(str(part) for part in item["loc"])
             if item["type"] == "extra_forbidden":
                 lines.append(f"unknown setting {key!r} ({origin})")
                 hint = nearest(key, TrainConfig.model_fields)
             else:
-                message = item["msg"].removeprefix("Value error, ")
+                message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
                 lines.append(f"{key}: {message}, got {item['input']!r} ({origin})" if key else message)
+                hint = f"qwenft config {item['loc'][0] if key else message.partition('=')[0].partition(' ')[0]}"
         raise ConfigError("\n".join(lines), hint=hint) from error
 
 
@@ -197,15 +198,19 @@ def _from_yaml(path: Path) -> dict[str, Any]:
     try:
         value = _parse(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise ConfigError(f"{path.absolute()} does not exist", hint="configs/ of the project has examples") from None
+        raise ConfigError(f"{path.absolute()} does not exist", hint=f"qwenft config > {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.absolute()} cannot be read: {error}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path.absolute()} is broken YAML: {error}") from error
+        raise ConfigError(
+            f"{path.absolute()} is broken YAML: {error}".replace('"<unicode string>", ', ""), hint="qwenft config"
+        ) from error
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{path.absolute()} must hold `key: value` lines, found a {type(value).__name__}")
+        raise ConfigError(
+            f"{path.absolute()} must hold `key: value` lines, found a {type(value).__name__}", hint="qwenft config"
+        )
     for key in PATH_KEYS:
         text = value.get(key)
         if isinstance(text, str) and (path.parent / text).exists():

@@ -133,6 +133,11 @@ def plan_rows(plan: Event) -> list[tuple[str, str]]:
     return rows
 
 
+def _aligned(rows: list[tuple[str, str]]) -> str:
+    width = max(len(what) for what, _ in rows) + 1
+    return "\n".join(f"{what:<{width}}{value}" for what, value in rows)
+
+
 def _foretold(plan: Event) -> list[tuple[str, str]]:
     """What plans of older versions do not have."""
     if "sample_tokens" not in plan:
@@ -225,7 +230,7 @@ _DESCRIBED: Mapping[str, Callable[[Event, int], str]] = {
     "note": lambda e, _: e["text"],
     "waiting": lambda e, _: e["text"],
     "warning": lambda e, _: f"warning: {e['text']}",
-    "plan": lambda e, _: "\n".join(f"{what:<13}{value}" for what, value in plan_rows(e)),
+    "plan": lambda e, _: _aligned(plan_rows(e)),
     "run": lambda e, _: f"run {e['name']}: {e['path']}",
     "step": step_text,
     "eval": lambda e, _: f"measured {eval_text(e)}",
@@ -235,5 +240,5 @@ _DESCRIBED: Mapping[str, Callable[[Event, int], str]] = {
     "stopping": lambda e, _: "stopping: a checkpoint is made first (Ctrl-C again ends at once)",
     "stopped": lambda e, _: _stopped_text(e),
     "resumed": lambda e, _: _resumed_text(e),
-    "stage": lambda e, _: f"\n[{e['number']}/{e['total']}] {e['title']}\n    {e['command']}",
+    "stage": lambda e, _: f"\n[{e['number']}/{e['total']}] {e['title']}\n    {e['command']}".rstrip(),
 }

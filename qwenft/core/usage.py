@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from qwenft.core.errors import UsageError
 
@@ -11,11 +11,15 @@ SHORT = {"lr": "learning_rate", "bs": "batch_size", "accum": "accumulation", "r"
 """What others call a setting."""
 
 
+_CHOICE: Final = re.compile(r"invalid value for '(?P<option>--[\w-]+)': '(?P<value>.*)' is not one of (?P<known>.*)")
+
+
 def check_overrides(words: Sequence[str]) -> None:
     """Hold that each word is `key=value`: `epochs 2` is the usual slip.  Raises UsageError."""
-    for word, after in zip(words, [*words[1:], ""], strict=False):
+    for at, word in enumerate(words):
         if "=" not in word:
-            value = after if after and "=" not in after else "…"
+            after = re.match(r"(?:= ?)?([^\s=]+)(?= |$)", " ".join(words[at + 1 :]))
+            value = after.group(1) if after else "…"
             raise UsageError(f"{word!r} is no setting: expected key=value", hint=f"qwenft train {word}={value}")
 
 
@@ -55,10 +59,15 @@ def usage_error(error: Any, words: Sequence[str]) -> UsageError:
     message = error.format_message().partition(" Did you mean ")[0].partition(" (Possible options")[0].rstrip(".")
     message = message[:1].lower() + message[1:].replace("Value error, ", "").replace("Input should", "it should")
     if context is None:
-        return UsageError(message, hint="qwenft --help")
+        command = f"qwenft {words[0]}" if words and words[0].isalpha() else "qwenft"
+        return UsageError(message, hint=f"{command} --help")
     example, hint = (context.command.help or "").rpartition("Example: ")[2], ""
     if option:
         hint = _nearest_option(option, words, context)
+    elif choices := _CHOICE.match(message):
+        known = re.findall(r"'([^']*)'", choices["known"])
+        near = difflib.get_close_matches(choices["value"], known, n=1, cutoff=0.4)
+        hint = f"{context.command_path} {choices['option']} {near[0]}" if near else example
     elif hasattr(context.command, "commands"):
         near = difflib.get_close_matches(message.rpartition(" ")[2].strip("'"), context.command.commands)
         hint = f"{context.command_path} {near[0]}" if near else ""
