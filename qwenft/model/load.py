@@ -55,7 +55,6 @@ WEIGHTS_FILE: Final = "trained_weights.safetensors"
 
 def quiet_libraries() -> None:
     """Keep the libraries' own bars and advice to developers out of our output; errors still come through."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks of a kernel that it can do without
     # Where DeepSpeed is installed, transformers loads it to save a model; it sets its own level, and writes to stdout.
     logging.getLogger("DeepSpeed").addFilter(_is_error)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch)\.")
