@@ -116,6 +116,10 @@ BAD = [
     ("publication without an owner", "export --push mine", 1, r"no finished run", "qwenft runs"),
     ("doctor of no data set", "doctor --data nowhere", 1, r"nowhere does not exist", ""),
     ("doctor of no run", "doctor --run frist", 1, r"no run 'frist'", "'first'"),
+    ("training of no model", "train --model tinny", 1, r"no model at .*tinny$", "--model tiny$"),
+    ("model without its owner", "train --model Qwen2.5-VL-3B-Instrct", 1, r"no model at", "--model Qwen/Qwen2.5-VL-3B"),
+    ("training of a folder", "train --model folder", 1, r"folder is no model: it has no config\.json", "tiny"),
+    ("answers on no GPU", "predict photo.png dog --gpus 99 --model tiny", 1, r"--gpus 99: .*GPU", "--gpus|there are"),
     ("doctor of no model", "doctor --model ./nowhere --gpus cpu", 1, r"no model at .*nowhere", "tiny"),
     ("unlike any command", "xyz", 2, r"'xyz'", "qwenft --help"),
     ("existing run", "train --name first --model tiny", 1, r"runs/first exists", "--name"),
@@ -177,6 +181,19 @@ def test_a_mistake_is_answered_with_one_message_and_one_hint(
     assert "Traceback" not in said.err
     assert "a bug" not in said.err
     assert files(desk) == before, "something was left half-written"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["train --model tinny", "predict photo.png dog --model tinny", "predict photo.png dog --model tiny --gpus 99"],
+    ids=["train", "predict", "GPU"],
+)
+def test_a_model_or_a_device_that_is_not_there_is_said_before_torch_is_loaded(desk: Path, line: str) -> None:
+    loaded = "import sys; from qwenft import cli; sys.argv[0] = 'qwenft'\ntry: cli.main()\n"
+    loaded += "except SystemExit: print('torch' in sys.modules)"
+    status, out, err = plain([sys.executable, "-c", loaded, *shlex.split(line)], desk)
+    assert (status, out) == (0, b"False\n"), err
+    assert b"loading" not in err and err.count(b"error: ") == 1
 
 
 def test_debug_shows_where_an_error_came_from(desk: Path, say: Callable[[str], Said]) -> None:

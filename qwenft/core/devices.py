@@ -103,6 +103,14 @@ def choose_devices(gpus: str | None, environment: Mapping[str, str] = os.environ
     return _cuda(ids, names, allowed)
 
 
+def choose_device(gpus: str | None) -> Devices:
+    """The one device that answers.  Raises DeviceError where several are named, and what `choose_devices` raises."""
+    devices = choose_devices(gpus)
+    if devices.processes > 1:
+        raise DeviceError(f"predict and eval use one device, {gpus} names {devices.processes}", hint="--gpus 0")
+    return devices
+
+
 def _cuda(ids: tuple[int, ...], names: Mapping[int, str], allowed: tuple[int, ...]) -> Devices:
     return Devices("cuda", len(ids), ids, tuple(names[i] for i in ids), tuple(allowed.index(i) for i in ids))
 

@@ -14,6 +14,7 @@ from qwenft.core.events import Emit, ignore
 from qwenft.core.predictions import Prediction, Question
 from qwenft.doctor.findings import Finding
 from qwenft.doctor.shapes import Known, check_budget, draw_known
+from qwenft.model.fetch import check_answerable
 
 COUNT: Final = 20
 ENOUGH_IOU: Final = 0.5
@@ -47,6 +48,7 @@ class ModelCheck:
 
 def check_model(model: str, *, gpus: str | None = None, emit: Emit = ignore) -> ModelCheck:
     """Ask a base model for COUNT known boxes.  Raises ModelError, HubError, DeviceError where it cannot be loaded."""
+    check_answerable(model, gpus)
     from qwenft.predict.generate import Predictor
 
     began = time.monotonic()

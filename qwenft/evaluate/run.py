@@ -18,6 +18,7 @@ from qwenft.evaluate.asking import ask, forget_answers, kept_answers
 from qwenft.evaluate.compare import compare_predictions
 from qwenft.evaluate.report import Evaluation, render_report
 from qwenft.evaluate.score import eyeless_baseline, score_predictions, scored_split
+from qwenft.model.fetch import check_answerable
 
 if TYPE_CHECKING:
     from qwenft.predict.generate import Predictor
@@ -247,6 +248,7 @@ def _let_answer(
 
 
 def _load_predictor(subject: Answerer, gpus: str | None, emit: Emit) -> "Predictor":
+    check_answerable(subject.model, gpus)
     from qwenft.predict.generate import Predictor  # torch, transformers: seconds, so only here
 
     return Predictor.load(subject.model, subject.adapter, gpus=gpus, emit=emit)

@@ -1,9 +1,11 @@
 """A model's files, from a folder, the embedded assets or the hub: fetched once, safetensors only."""
 
+import difflib
 from pathlib import Path
 from typing import Final
 
 from qwenft.core.config import DEFAULT_MODEL, TINY
+from qwenft.core.devices import choose_device
 from qwenft.core.errors import HubError, ModelError
 from qwenft.core.events import Emit, ignore, note, progress, warning
 from qwenft.core.files import read_json
@@ -26,20 +28,40 @@ def model_folder(name: str, *, weights: bool = True, emit: Emit = ignore) -> Pat
     weights: False fetches all but the weights, for a plan.
     Raises ModelError for what cannot be a model, HubError where the hub does not give it.
     """
-    if name == TINY and not Path(name).is_dir():
-        return TINY_FOLDER
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.absolute()
-    if name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
-        raise ModelError(
-            f"there is no model at {folder.absolute()}", hint=f"--model {DEFAULT_MODEL}, a folder, or {TINY}"
-        )
+    if folder := local_model(name):
+        return folder
     for key in ((name, weights), (name, True)):
         if key in _fetched:
             return _fetched[key]
     _fetched[name, weights] = _from_cache(name, weights) if offline() else _from_hub(name, weights, emit)
     return _fetched[name, weights]
+
+
+def local_model(name: str) -> Path | None:
+    """The folder of a model that is on this machine; None: a hub id.  Cheap: to be asked before torch is loaded.
+
+    Raises ModelError for what is neither, or is a folder without a model.
+    """
+    if name == TINY and not Path(name).is_dir():
+        return TINY_FOLDER
+    folder = Path(name).expanduser().absolute()
+    hint = f"--model {DEFAULT_MODEL}, a folder, or {TINY}"
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{folder} is no model: it has no config.json", hint=hint)
+        return folder
+    if folder.exists() or name.startswith(("/", "./", "../", "~")) or name.count("/") != 1:
+        near = difflib.get_close_matches(name, [TINY, DEFAULT_MODEL, DEFAULT_MODEL.partition("/")[2]], n=1)
+        if near:
+            hint = f"--model {TINY if near[0] == TINY else DEFAULT_MODEL}"
+        raise ModelError(f"there is no model at {folder}", hint=hint)
+    return None
+
+
+def check_answerable(name: str, gpus: str | None) -> None:
+    """Hold that model and device are there, before seconds go into loading torch.  Raises ModelError, DeviceError."""
+    local_model(name)
+    choose_device(gpus)
 
 
 def _from_hub(name: str, weights: bool, emit: Emit) -> Path:

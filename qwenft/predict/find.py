@@ -13,6 +13,7 @@ from qwenft.core.errors import DataError, UsageError, nearest
 from qwenft.core.events import Emit, Event, ignore, note, progress
 from qwenft.core.predictions import SCORES, Prediction, Question
 from qwenft.core.runs import Answerer, choose_answerer
+from qwenft.model.fetch import check_answerable
 from qwenft.predict.fetch import fetched
 from qwenft.predict.inputs import make_questions
 from qwenft.predict.outputs import AnswerFile, Drawings, check_coco, in_portions, write_coco
@@ -213,6 +214,7 @@ class _Work:
 
     def _load(self) -> "Predictor":
         if self._predictor is None:
+            check_answerable(self.chosen.model, self.gpus)
             from qwenft.predict.generate import Predictor  # torch, transformers: seconds, so only here
 
             self._predictor = Predictor.load(self.chosen.model, self.chosen.adapter, gpus=self.gpus, emit=self.emit)

@@ -14,7 +14,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from qwenft.core.answer import Answer, Status, Task, read_answer, score_of, write_answer
 from qwenft.core.boxes import MERGE, PATCH, clip, to_image_px
-from qwenft.core.devices import choose_devices
+from qwenft.core.devices import choose_device
 from qwenft.core.errors import DeviceError, QwenftError
 from qwenft.core.events import Emit, ignore, progress, warning
 from qwenft.core.predictions import Detected, Prediction, Question
@@ -375,9 +375,7 @@ class Predictor:
 
 def torch_device(gpus: str | None, dtype: str) -> tuple[torch.device, torch.dtype]:
     """The one device to answer on and its number format.  Raises DeviceError."""
-    devices = choose_devices(gpus)
-    if devices.processes > 1:
-        raise DeviceError(f"predict and eval use one device, {gpus} names {devices.processes}", hint="--gpus 0")
+    devices = choose_device(gpus)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # nvidia-smi's ids, if CUDA has not started yet
     if devices.kind == "cuda" and not torch.cuda.is_available():
         raise DeviceError("a GPU is there, but this torch cannot use it", hint="nvidia-smi; or --gpus cpu")

@@ -23,6 +23,7 @@ from qwenft.core.events import Emit, Event, PlainLines, ignore, waiting, warning
 from qwenft.core.files import write_json
 from qwenft.core.runs import Run, new_run
 from qwenft.core.samples import open_dataset
+from qwenft.model.fetch import local_model
 from qwenft.train.preflight import check_engine
 from qwenft.train.resume import first_plan, newest_checkpoint, plan_resumption, smaller_micro_batch
 
@@ -52,6 +53,7 @@ def train_adapter(
     base = (root or Path.cwd()).absolute()
     devices = replace(choose_devices(config.gpus, imagined=dry_run), machines=machines)
     check_engine(config, devices)
+    local_model(config.model)
     dataset = open_dataset(config.data, base)
     dataset.samples(dataset.train)  # a broken line is found before torch is loaded
     if machines.count > 1 and config.name is None:
