@@ -86,7 +86,7 @@ class TrainConfig(BaseModel):
     max_tokens: PositiveInt | None = None
     """With fast=true, tokens that go through the model at a time; an update is cut there. Unset: what fits."""
     compile: bool = False
-    """Let torch.compile fuse the layers on a GPU: half a minute at the start. Measured by the step, not in whole runs."""
+    """Let torch.compile fuse the layers on a GPU: half a minute at first. Measured by the step, not in whole runs."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: a third of the memory, slower (benchmarks/README.md)."""
     save_every: PositiveInt | None = None
@@ -109,6 +109,8 @@ class TrainConfig(BaseModel):
     @field_validator("parts", "report_to", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
+        if value is None:  # `report_to=`
+            return ()
         if isinstance(value, str):
             return tuple(word.strip() for word in value.split(",") if word.strip())
         return value
