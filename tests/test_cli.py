@@ -116,6 +116,9 @@ BAD = [
     ("publication without an owner", "export --push mine", 1, r"no finished run", "qwenft runs"),
     ("doctor of no data set", "doctor --data nowhere", 1, r"nowhere does not exist", ""),
     ("doctor of no run", "doctor --run frist", 1, r"no run 'frist'", "'first'"),
+    ("absent dashboard", "train --model tiny report_to=swanlab", 1, r"needs .* swanlab", "pip install"),
+    ("source that is like none", "prepare --dataset ./zzzz", 1, r"zzzz does not exist$", "OWNER/NAME$"),
+    ("source mistyped", "prepare --dataset goood", 1, r"goood does not exist$", "'good'"),
     ("training of no model", "train --model tinny", 1, r"no model at .*tinny$", "--model tiny$"),
     ("model without its owner", "train --model Qwen2.5-VL-3B-Instrct", 1, r"no model at", "--model Qwen/Qwen2.5-VL-3B"),
     ("training of a folder", "train --model folder", 1, r"folder is no model: it has no config\.json", "tiny"),
@@ -265,6 +268,16 @@ def test_a_count_stands_on_stdout_and_the_next_command_on_stderr(say: Callable[[
     said = say("steps --n 8000 --bs 4 --json")
     assert json.loads(said.out)["total_updates"] == 2000
     assert said.err == ""
+
+
+def test_a_data_set_is_counted_with_the_settings_that_train_would_take(desk: Path, say: Callable[[str], Said]) -> None:
+    samples = json.loads(say("steps --data scenes --bs 1 --accum 1 --json").out)["total_updates"]
+    said = say("steps --data scenes")
+    assert said.out.splitlines()[0] == f"ceil(ceil({samples} / 2) / 8) x 1 = {(samples + 15) // 16}"
+    assert said.err == "next: qwenft train --data scenes batch_size=2 accumulation=8 epochs=1\n"
+    (desk / "four.yaml").write_text("data: data/scenes\nbatch_size: 4\naccumulation: 1\n")
+    assert f"ceil({samples} / 4)" in say("steps --config four.yaml").out
+    assert f"ceil({samples} / 3)" in say("steps --config four.yaml --bs 3").out, "what is typed goes before the file"
 
 
 def test_the_line_runs_from_a_file_to_boxes(desk: Path, say: Callable[[str], Said]) -> None:

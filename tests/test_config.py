@@ -180,3 +180,9 @@ def test_a_saved_config_is_complete_and_explains_each_line() -> None:
     for line, field in zip(lines, TrainConfig.model_fields.values(), strict=True):
         assert field.description
         assert line.endswith(f"# {field.description}")
+
+
+def test_a_list_that_is_given_nothing_is_empty() -> None:
+    assert load_config(None, ["report_to="]).report_to == ()
+    with pytest.raises(ConfigError, match="parts is empty"):
+        load_config(None, ["parts="])

@@ -12,10 +12,20 @@ from qwenft.core.errors import UsageError
 
 def steps(
     n: Annotated[int | None, typer.Option("--n", help="Samples in the training split.")] = None,
-    bs: Annotated[int, typer.Option("--bs", "--batch-size", help="Samples in a micro-batch on each GPU.")] = 1,
+    bs: Annotated[
+        int | None,
+        typer.Option(
+            "--bs", "--batch-size", help="Samples in a micro-batch on each GPU. Default: 1; with --data that of train."
+        ),
+    ] = None,
     num_gpus: Annotated[int, typer.Option("--num-gpus", help="Data-parallel processes.")] = 1,
-    accum: Annotated[int, typer.Option("--accum", "--accumulation", help="Micro-batches in an update.")] = 1,
-    epochs: Annotated[float, typer.Option("--epochs", help="Passes over the data; may be a fraction.")] = 1.0,
+    accum: Annotated[
+        int | None,
+        typer.Option(
+            "--accum", "--accumulation", help="Micro-batches in an update. Default: 1; with --data that of train."
+        ),
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the data; may be a fraction.")] = None,
     drop_last: Annotated[bool, typer.Option("--drop-last", help="A batch that is not full is dropped.")] = False,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Overrides the epochs.")] = None,
     data: Annotated[
@@ -36,14 +46,15 @@ def steps(
 
     from qwenft.core.steps import count_updates
 
-    if config is not None:
+    if config is not None or data is not None:  # as `train` would count them; what is typed here goes first
         from qwenft.core.config import load_config
 
-        settings = load_config(config)
+        settings = load_config(config, data=data, batch_size=bs, accumulation=accum, epochs=epochs, max_steps=max_steps)
         bs, accum, epochs, max_steps = (
             settings.batch_size, settings.accumulation, settings.epochs, settings.max_steps
         )  # fmt: skip
-        data = data or settings.data
+        data = settings.data
+    bs, accum, epochs = 1 if bs is None else bs, 1 if accum is None else accum, 1.0 if epochs is None else epochs
     if data is not None or config is not None:
         if n is not None:
             raise UsageError("--n excludes --data and --config", hint="qwenft steps --data data/refcocog")
@@ -63,4 +74,5 @@ def steps(
         return
     typer.echo(counted.text())
     length = f"max_steps={max_steps}" if max_steps else f"epochs={epochs:g}"
-    typer.echo(f"next: qwenft train batch_size={bs} accumulation={accum} {length}", err=True)
+    which = f"--config {config} " if config else f"--data {data} " if data else ""
+    typer.echo(f"next: qwenft train {which}batch_size={bs} accumulation={accum} {length}", err=True)

@@ -240,7 +240,7 @@ def new_run(root: Path, name: str | None, data_name: str) -> Run:
             path = root / "runs" / f"{chosen}-{number}"
             number += 1
     elif path.exists():
-        raise RunError(f"the run {path.absolute()} exists already", hint="choose another --name, or remove that folder")
+        raise RunError(f"the run {path.absolute()} exists already", hint=f"--name {name}-2, or: rm -r {path}")
     return Run(path.absolute())
 
 

@@ -4,6 +4,7 @@ import tempfile
 import time
 from datetime import timedelta
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any, Final
 
 from qwenft.core.config import TrainConfig
@@ -52,6 +53,12 @@ def check_packages(config: TrainConfig) -> None:
         if Version(found) < Version(oldest):
             partner = f"transformers {metadata.version('transformers')}"
             raise DeviceError(f"{package} {found} is too old for {partner}: {oldest} or later was tried", hint=mend)
+    for dashboard in config.report_to:
+        if find_spec(dashboard) is None:
+            raise DeviceError(
+                f"report_to={dashboard} needs the package {dashboard}, which is not installed",
+                hint=f"pip install {dashboard}",
+            )
 
 
 def check_engine(config: TrainConfig, devices: Devices) -> None:

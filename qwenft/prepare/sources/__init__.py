@@ -1,12 +1,13 @@
 """One file a source format, and the table that tells them apart."""
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from qwenft.core.errors import DataError, nearest
+from qwenft.core.errors import DataError
 from qwenft.core.events import Emit, note
 from qwenft.prepare.rows import Request, Source
 from qwenft.prepare.sources import (
@@ -196,12 +197,9 @@ def resolve(dataset: str, base: Path, emit: Emit) -> Target:
             emit(note(f"{dataset} is taken from the local {path.absolute()}, not from the hub"))
         return Target(name_of(path), path)
     if not match or path.suffix.lower() in FILE_SUFFIXES:
-        siblings = sorted(item.name for item in path.parent.iterdir()) if path.parent.is_dir() else []
-        hint = (
-            nearest(path.name, siblings[:20])
-            if siblings
-            else "qwenft prepare --dataset OWNER/NAME takes it from the hub"
-        )
+        siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "check the path; from the hub: --dataset OWNER/NAME"
         raise DataError(f"{path.absolute()} does not exist", hint=hint)
     name = "-".join(filter(None, (match["id"].split("/")[1], match["config"])))
     return Target(plain_name(name), None, match["id"], match["config"])
