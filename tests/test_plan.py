@@ -41,6 +41,17 @@ def test_boxes_under_a_patch_are_counted_at_the_budget_of_the_run(scenes: Prepar
     assert found["boxes"] < blurred["boxes"] <= blurred["of"]
 
 
+def test_settings_that_do_nothing_here_are_said(workplace: Path) -> None:
+    events: list[Any] = []
+    settings = {"data": "scenes", "model": "tiny", "gpus": "cpu", "compile": True, "max_tokens": 1}
+    train_adapter(make_config(settings, "a test"), root=workplace, dry_run=True, emit=events.append)
+    largest = next(event for event in events if event["event"] == "plan")["sample_tokens"]["max"]
+    assert [event["text"] for event in events if event["event"] == "warning"] == [
+        "compile=true does nothing on the CPU",
+        f"max_tokens=1 is under the largest sample's {largest}: such a sample goes alone",
+    ]
+
+
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 def test_the_learning_rate_foretold_is_the_one_that_was_taken(workplace: Path, schedule: str) -> None:
     settings: dict[str, Any] = {

@@ -67,6 +67,15 @@ def test_ctrl_c_ends_with_a_complete_checkpoint_and_a_clean_screen(workplace: Pa
     assert run.log.read_text().splitlines()[-1] == "to go on: qwenft train --resume long"
 
 
+def test_ctrl_c_before_the_run_has_a_folder_says_that_nothing_was_written(workplace: Path) -> None:
+    shown = on_terminal([*QWENFT, *LONG], workplace)
+    shown.read(until=lambda text: "  1 s" in text)
+    os.write(shown.handle, b"\x03")
+    assert shown.end() == 130
+    assert "stopped before the run long began: nothing was written" in " ".join(screen(shown.text))
+    assert not (workplace / "runs" / "long").exists()
+
+
 def test_sigterm_ends_the_parent_and_the_worker_in_order(workplace: Path) -> None:
     shown, run, worker = begin(workplace)
     shown.process.send_signal(signal.SIGTERM)

@@ -19,7 +19,7 @@ from typing import IO, Any, Final
 from qwenft.core.config import TrainConfig
 from qwenft.core.devices import ALONE, Devices, Machines, choose_devices
 from qwenft.core.errors import FAMILY, DeviceError, QwenftError, RunError, UsageError
-from qwenft.core.events import Emit, Event, PlainLines, ignore, waiting, warning
+from qwenft.core.events import Emit, Event, PlainLines, ignore, note, waiting, warning
 from qwenft.core.files import write_json
 from qwenft.core.runs import Run, new_run
 from qwenft.core.samples import open_dataset
@@ -268,6 +268,8 @@ class _Worker:
             self.emit({"event": "stopping", "signal": int(number)})
             self._signal(number)
             self._until_end()
+            if not self.run.path.is_dir():
+                self.emit(note(f"stopped before the run {self.run.name} began: nothing was written"))
         except (KeyboardInterrupt, _TerminatedError):
             self._kill()
             self.emit(warning("ended at once, without a checkpoint of the last steps"))

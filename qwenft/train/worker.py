@@ -185,6 +185,8 @@ def _work(job: Job, stop: StopRequest) -> int:
     plan = make_plan(config, dataset, contract, job.devices, job.run.path)
     before = list(job.run.read_events()) if job.resume else []
     check_same(first_plan(before), plan)
+    for text in _without_effect(config, plan):
+        job.report(warning(text))
     if job.dry_run:
         job.report(plan)
         return 0
@@ -222,6 +224,17 @@ def _work(job: Job, stop: StopRequest) -> int:
         }  # fmt: skip
         _finish(job, session.evals, best, done)
     return 0
+
+
+def _without_effect(config: TrainConfig, plan: dict[str, Any]) -> list[str]:
+    """Settings that do not do here what they say."""
+    said = []
+    if config.compile and not plan["batch"]["compiled"]:
+        said.append("compile=true does nothing on the CPU")
+    largest = plan["sample_tokens"]["max"]
+    if config.fast and config.max_tokens and config.max_tokens < largest:
+        said.append(f"max_tokens={config.max_tokens} is under the largest sample's {largest}: such a sample goes alone")
+    return said
 
 
 def _train(job: Job, session: "Session", stop: StopRequest) -> None:
