@@ -374,6 +374,17 @@ def test_a_loop_is_stopped_and_said_either_way(tiny: Predictor, scenes: Prepared
     assert tiny._of(question, asked, Finished(0, tokens[:-1], [0.9] * (len(tokens) - 1))).how != LOOP
 
 
+def test_a_label_is_given_without_the_space_that_its_first_token_begins_with(
+    tiny: Predictor, scenes: PreparedDataset
+) -> None:
+    question = Question.of(scenes.samples("train")[0], scenes.path)
+    said = '[{"bbox_2d": [10, 20, 50, 60], "label": " dog"}]'
+    tokens = tiny.encoder.processor.tokenizer(said).input_ids
+    found = tiny._of(question, tiny.encoder.question(question), Finished(0, tokens, [0.9] * len(tokens)))
+    assert [thing.label for thing in found.objects] == ["dog"]
+    assert found.text == said, "the raw answer stays as it was"
+
+
 # Adapters
 
 

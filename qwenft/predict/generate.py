@@ -361,7 +361,7 @@ class Predictor:
         objects = tuple(
             Detected(
                 clip(to_image_px(found.box_xyxy, image_wh, input_wh), image_wh),
-                found.label,
+                found.label.strip(),  # a token often begins with the space before its word
                 score_of(_within(pieces, answer.probabilities, found.span)) if found.span else None,
             )
             for found in read.objects
