@@ -66,6 +66,12 @@ FAMILY: dict[str, type[QwenftError]] = {
 """By name: how a worker's error becomes the same error in its parent."""
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's error says in its first line, for a message of ours; its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Say which known word was probably meant, as the end of a hint.
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from qwenft.core.errors import first_line
+
 LIMIT_S: Final = 90
 """A first `import torch` from a slow disk may take a minute."""
 
@@ -52,7 +54,7 @@ def _trial(what: Callable[..., object], *arguments: str) -> str:
     try:
         what(*arguments)
     except (ImportError, RuntimeError, NotImplementedError, OSError, AttributeError, TypeError, ValueError) as error:
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return first_line(error)
     return ""
 
 

@@ -14,7 +14,7 @@ from qwenft.core.errors import ModelError
 from qwenft.core.runs import Contract
 from qwenft.demo.scenes import make_scene
 from qwenft.model.inputs import Encoder
-from qwenft.model.load import base_contract, load_adapter, load_base, load_config, load_processor, weights_hash
+from qwenft.model.load import base_contract, base_of, load_adapter, load_base, load_config, load_processor, weights_hash
 from qwenft.predict.engine import Prefix
 from qwenft.predict.probe import plain_logits
 
@@ -55,9 +55,9 @@ def write_merged(base: str, adapter: Path, contract: Contract, folder: Path, dev
     contract.check(base_contract(base, processor=processor))
     dtype, asked = export_dtype(base), _asked(Encoder(processor, contract))
     model: Any = load_adapter(load_base(base, dtype, device), adapter)
-    with_it = _likeliest(asked, _inside(model))
+    with_it = _likeliest(asked, base_of(model))
     with model.disable_adapter():
-        effect = _difference(asked, _inside(model), with_it)
+        effect = _difference(asked, base_of(model), with_it)
     merge(model)
     whole = model.unload() if hasattr(model, "unload") else model
     vars(whole).pop("disable_adapter", None)
@@ -131,10 +131,6 @@ def _asked(encoder: Encoder) -> list[_Asked]:
         prefix = Prefix(tuple(encoded.input_ids[:end]), encoded.picture)
         asked.append(_Asked(prefix, [*encoded.input_ids[end:], *answer]))
     return asked
-
-
-def _inside(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _log_p(asked: _Asked, model: Any) -> torch.Tensor:

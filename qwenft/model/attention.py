@@ -11,6 +11,8 @@ import torch
 from torch.nn import functional as nnf
 from transformers import AttentionInterface
 
+from qwenft.core.errors import first_line
+
 VARLEN: Final = "qwenft_flash_attention_2_varlen"
 """A name that contains "flash_attention_2" makes the vision tower hand over all windows at once with their borders
 (transformers 5.24, Qwen2_5_VLVisionAttention).  It must stand in the vision config alone."""
@@ -123,7 +125,7 @@ def enable_fast_vision(base: Any) -> str:
         difference = _probe(base)
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
         set_fast_vision(base, False)
-        return f"it cannot run here ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        return f"it cannot run here ({first_line(error)})"
     if difference > PROBE_TOLERANCE[base.dtype in HALF]:
         set_fast_vision(base, False)
         return f"it differs from the stock one by {difference:.1e}"

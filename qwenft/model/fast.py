@@ -9,10 +9,12 @@ from typing import Any, Final
 import torch
 
 from qwenft.core.boxes import MERGE, PATCH
+from qwenft.core.errors import first_line
 from qwenft.model.attention import HALF, PLAIN, enable_fast_vision, set_fast_vision
 from qwenft.model.branches import BRANCHES, on_device, pack, with_pictures
 from qwenft.model.features import PictureFeatures
 from qwenft.model.inputs import IGNORED, Encoded, Picture, collate
+from qwenft.model.load import base_of
 from qwenft.model.lora import set_fast_lora
 
 COMPILED_MULTIPLE: Final = 128
@@ -33,7 +35,7 @@ def set_branches(base: Any, fast: bool) -> None:
 
 def set_fast_step(model: Any, fast: bool) -> None:
     """Switch all fast pieces of a model, with or without LoRA, on or off."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     set_fast_vision(base, fast)
     set_branches(base, fast)
     set_fast_lora(model, fast)
@@ -44,14 +46,14 @@ def enable_fast_step(model: Any) -> str:
 
     Returns "" where it is on, else why it is not; the model is then left as it was.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     if why := enable_fast_vision(base):
         return f"vision: {why}"
     try:
         difference = _probe(model, base)
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
         set_fast_step(model, False)
-        return f"it cannot run here ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        return f"it cannot run here ({first_line(error)})"
     if not difference <= PROBE_TOLERANCE[base.dtype in HALF]:
         set_fast_step(model, False)
         return f"it differs from the plain one by {difference:.1e}"
@@ -110,7 +112,7 @@ def compile_layers(model: Any, *, vision: bool, backend: str = "inductor") -> st
     import torch._dynamo
     from torch.fx.experimental import _config as symbolic_shapes
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     layers = [*base.model.language_model.layers, *(base.model.visual.blocks if vision else ())]
     symbolic_shapes.use_duck_shape = False  # two lengths that happen to be equal in one row are not so in the next
     torch._dynamo.config.recompile_limit = MAX_GRAPHS

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from qwenft.core.answer import Prompts
 from qwenft.core.config import DEFAULT_MODEL, TINY, TrainConfig
-from qwenft.core.errors import ModelError
+from qwenft.core.errors import ModelError, first_line
 from qwenft.core.files import read_json, sha256_of
 from qwenft.core.runs import CONTRACT_FILE, Contract
 from qwenft.model.fetch import SINGLE_FILE, WEIGHT_INDEX, model_folder
@@ -51,6 +51,11 @@ team's own script (tune_mm_llm in QwenLM/Qwen2.5-VL, qwen-vl-finetune)."""
 ADAPTER_FILE: Final = "adapter_model.safetensors"
 WEIGHTS_FILE: Final = "trained_weights.safetensors"
 """Of a full fine-tuning, in place of a LoRA adapter: the weights that were trained, under the model's own names."""
+
+
+def base_of(model: Any) -> Any:
+    """The model itself, with LoRA inside its layers or without."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def quiet_libraries() -> None:
@@ -145,7 +150,7 @@ def _reading(name: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first_line(error)
         raise ModelError(
             f"the model {name!r} cannot be loaded: {first}", hint=f"--model {DEFAULT_MODEL}, a folder, or {TINY}"
         ) from error

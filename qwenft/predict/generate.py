@@ -22,7 +22,7 @@ from qwenft.core.runs import Contract
 from qwenft.model.attention import PLAIN, enable_fast_vision
 from qwenft.model.fetch import model_folder
 from qwenft.model.inputs import END_OF_TURN, Encoded, Encoder, Picture, collate
-from qwenft.model.load import base_contract, load_adapter, load_base, load_processor, quiet_libraries
+from qwenft.model.load import base_contract, base_of, load_adapter, load_base, load_processor, quiet_libraries
 from qwenft.predict import probe
 from qwenft.predict.cache import bytes_per_place
 from qwenft.predict.engine import Engine, Prefix
@@ -97,7 +97,7 @@ class Predictor:
             network.requires_grad_(False)  # frozen layers may be laid out as the kernels like them
         else:  # before the tower is widened: what was trained has the widths of the model's own files
             network = load_adapter(network, adapter)
-        if why := enable_fast_vision(network.get_base_model() if hasattr(network, "get_base_model") else network):
+        if why := enable_fast_vision(base_of(network)):
             emit(warning(f"the fast vision tower is off: {why}"))
         if adapter is not None and probe.is_idle(network):
             emit(warning(f"the adapter {adapter.absolute()} changes nothing: every answer is the base model's own"))
@@ -140,7 +140,7 @@ class Predictor:
     @property
     def base(self) -> Any:
         """The model itself; LoRA is inside its layers."""
-        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return base_of(self.model)
 
     def _is_fast(self, emit: Emit) -> bool:
         """Whether the fast way is used; it is probed once, and what is wrong with it is said."""

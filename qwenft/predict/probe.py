@@ -5,8 +5,10 @@ from typing import Any, Final
 import torch
 
 from qwenft.core.boxes import MERGE, PATCH
+from qwenft.core.errors import first_line
 from qwenft.model.attention import HALF, PLAIN
 from qwenft.model.inputs import Picture
+from qwenft.model.load import base_of
 from qwenft.predict.engine import Engine, Prefix
 from qwenft.predict.modes import answering
 from qwenft.predict.schedule import Form, Schedule, Shown, Turn
@@ -30,7 +32,7 @@ def objection(base: Any, engine: Engine) -> str:
     try:
         found = difference(base, engine)
     except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ImportError) as error:
-        return f"cannot run here ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        return f"cannot run here ({first_line(error)})"
     half = any(parameter.dtype in HALF for parameter in base.parameters())
     return "" if found <= TOLERANCE[half] else f"differs from it by {found:.1e} in log probability"
 
@@ -75,7 +77,7 @@ def is_idle(model: Any) -> bool:
 
     model: what `load_adapter` gives, with `disable_adapter()`.  (huggingface/peft and colpali #424: no one says so.)
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     shown = _shown(base)[0]
     with_it = plain_logits(base, shown.prefix, list(shown.turns[0].tokens))
     with model.disable_adapter():
