@@ -1,5 +1,6 @@
 """The training process: plan, model, training, adapter; it tells its parent through a file of events."""
 
+import atexit
 import importlib.metadata
 import json
 import math
@@ -11,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NoReturn
 
 import torch
 from torch import distributed
@@ -495,5 +496,13 @@ def _finish(job: Job, evals: list[dict[str, Any]], best: BestAdapter, done: dict
         point_latest(job.run)
 
 
+def _end(status: int) -> NoReturn:
+    """End without the interpreter's teardown, in which a thread of torch's that still runs aborts the process."""
+    atexit._run_exitfuncs()  # loaders' processes, dashboards
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    _end(main(sys.argv[1:]))
