@@ -13,6 +13,7 @@ from qwenft.core.files import whole_folder
 from qwenft.core.samples import Manifest, PreparedDataset, Sample, as_task
 from qwenft.prepare import checks, convention, exports, splits, write
 from qwenft.prepare.audit import audit
+from qwenft.prepare.card import write_card
 from qwenft.prepare.checks import Frame, Rules, Taken
 from qwenft.prepare.negatives import Annotated, Negatives, add_negatives, searched_in_full
 from qwenft.prepare.pictures import PictureError
@@ -351,6 +352,7 @@ def _build(staging: Path | None, name: str, source: Source, *, request: Request,
             for text in _examples([*result.bad_rows, *result.bad_objects]):
                 emit(note(text))
         else:
+            write_card(staging, manifest, samples)
             write.write_dataset(
                 staging, manifest, samples, result.bad_rows, result.bad_objects, num_previews=options.preview
             )

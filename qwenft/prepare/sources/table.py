@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 SAVED: Final = ("dataset_dict.json", "state.json")
 """What `save_to_disk` leaves."""
+PREPARED: Final = ("manifest.json", "rejected.jsonl")
+"""A prepared data set has tables for others (prepare/card.py); here its own lines are read."""
 
 
 def matches(path: Path) -> bool:
     """Whether it is a parquet file, or a folder with parquet files or a card that lists data files."""
     if path.is_file():
         return path.suffix.lower() == ".parquet"
+    if all((path / name).is_file() for name in PREPARED):
+        return False
     if any((path / name).is_file() for name in SAVED):
         return True
     return any(path.glob("*.parquet")) or any(path.glob("*/*.parquet")) or _card_lists_files(path / "README.md")
