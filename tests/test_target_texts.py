@@ -1,11 +1,14 @@
 """Target texts: what is learned reads back as what is true."""
 
+import json
 import random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from qwenft.core.answer import read_answer
+from qwenft.core.answer import MOST_BOXES, divided, read_answer, write_answer
 from qwenft.core.boxes import smart_resize, to_input_px
 from qwenft.core.samples import Sample, SceneObject
 from qwenft.model.inputs import target_text
@@ -57,3 +60,35 @@ def test_the_target_text_of_10000_samples_reads_back_as_their_objects(task: str)
             same = [f for f in left if f[1] == label and max(abs(a - b) for a, b in zip(f[0], box, strict=True)) <= 1]
             assert same, (box, label, text)
             left.remove(same[0])
+
+
+WHOLE = st.integers(0, 30)
+BOXES = st.builds(lambda x, y, w, h: (float(x), float(y), float(x + w + 1), float(y + h + 1)), *[WHOLE] * 4)
+
+
+@given(st.lists(st.tuples(BOXES, st.sampled_from(("dog", "cup"))), max_size=12), st.randoms(use_true_random=False))
+def test_one_answer_whatever_order_the_boxes_come_in_and_each_box_in_it_once(objects: list, draw: Any) -> None:
+    text = write_answer(objects, (84, 84))
+    written = [(*item["bbox_2d"], item["label"]) for item in json.loads(text)]
+    assert set(written) == {(*map(int, box), label) for box, label in objects} and len(set(written)) == len(written)
+    corners = [(y, x) for x, y, *_ in written]
+    assert corners == sorted(corners)  # from top to bottom, then from left to right
+    again = [*objects, *objects[:3]]
+    draw.shuffle(again)
+    assert write_answer(again, (84, 84)) == text
+    assert read_answer(text).status == ("ok" if objects else "empty")
+
+
+def test_a_long_list_ends_after_the_stated_number_with_the_uppermost_boxes() -> None:
+    objects = [((10.0, float(y), 20.0, float(y + 4)), "cup") for y in range(MOST_BOXES + 30)]
+    answer = read_answer(write_answer(objects[::-1], (112, 112)))
+    assert [item.box_xyxy for item in answer.objects] == [box for box, _ in objects[:MOST_BOXES]]
+
+
+@given(st.integers(0, 1300))
+def test_categories_are_divided_in_order_into_questions_of_the_stated_size(number: int) -> None:
+    categories = tuple(f"thing {n}" for n in range(number))
+    parts = divided(categories)
+    assert tuple(name for part in parts for name in part) == categories
+    assert max(map(len, parts)) <= 80 and len(parts) == max(1, -(-number // 80))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -9,12 +9,17 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 from qwenft.core.boxes import Box, Size, clip
 
 Status = Literal["ok", "salvaged", "empty", "unparsable"]
 Task = Literal["grounding", "detection", "caption"]
+MOST_CATEGORIES: Final = 80
+"""So many categories stand in one question, COCO's whole list; a longer list is asked about in several."""
+MOST_BOXES: Final = 50
+"""So many boxes stand in one answer that is learned: what an answer of 2,048 new tokens has room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +63,29 @@ class Answer:
     """What was repaired, or why nothing could be read."""
 
 
+def divided(categories: Sequence[str]) -> list[tuple[str, ...]]:
+    """The categories of each question, in their order: at most MOST_CATEGORIES, about as many in each.
+
+    >>> [len(part) for part in divided([f"thing {number}" for number in range(100)])]
+    [50, 50]
+    """
+    number = max(1, -(-len(categories) // MOST_CATEGORIES))
+    ends = [part * len(categories) // number for part in range(number + 1)]
+    return [tuple(categories[start:end]) for start, end in pairwise(ends)]
+
+
 def write_answer(objects: Sequence[tuple[Box, str]], input_wh: Size) -> str:
     """Write boxes (x1, y1, x2, y2 in input px) as the model answers them: whole pixels, never flat, inside the input.
+
+    From top to bottom, then from left to right, by the corner x1, y1 as it is written; what would be written twice is
+    written once; after MOST_BOXES the list ends.
 
     >>> write_answer([((1.4, 2.6, 30.2, 40.0), "dog")], (56, 56))
     '[{"bbox_2d": [1, 3, 30, 40], "label": "dog"}]'
     """
-    return json.dumps(
-        [{"bbox_2d": _whole_px(box, input_wh), "label": label} for box, label in objects], ensure_ascii=False
-    )
+    written = {(*_whole_px(box, input_wh), label): None for box, label in objects}
+    ordered = sorted(written, key=lambda item: (item[1], item[0], item[3], item[2], item[4]))
+    return json.dumps([{"bbox_2d": box, "label": label} for *box, label in ordered[:MOST_BOXES]], ensure_ascii=False)
 
 
 def _whole_px(box_xyxy: Box, input_wh: Size) -> list[int]:

@@ -145,13 +145,13 @@ class Encoder:
 
 
 def target_text(sample: Sample, input_wh: Size) -> str:
-    """What the model is to answer: boxes in input px from top to bottom, then left to right; a caption as it is."""
+    """What the model is to answer: boxes in input px, in the order of `write_answer`, no crowds; a caption as it is."""
     if sample.task == "caption":
         return sample.captions[0]
     boxes = [
         (to_input_px(item.bbox, sample.image_wh, input_wh), item.label) for item in sample.objects if not item.crowd
     ]
-    return answer.write_answer(sorted(boxes, key=lambda pair: (pair[0][1], pair[0][0])), input_wh)
+    return answer.write_answer(boxes, input_wh)
 
 
 def collate(items: Sequence[Encoded], pad_id: int, image_id: int, *, left: bool = False) -> dict[str, torch.Tensor]:

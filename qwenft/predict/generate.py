@@ -31,8 +31,8 @@ from qwenft.predict.modes import answering
 from qwenft.predict.schedule import Finished, Form, Schedule, Shown, Turn, loops, until_over
 from qwenft.prepare.pictures import open_upright
 
-MAX_NEW_TOKENS: Final[dict[Task, int]] = {"grounding": 256, "detection": 2048, "caption": 128}
-"""An answer is cut there; a box takes about 40 tokens.  A cut answer is salvaged and says so."""
+MAX_NEW_TOKENS: Final[dict[Task, int]] = {"grounding": 512, "detection": 2048, "caption": 128}
+"""An answer is cut there; a box takes 30 to 40 tokens.  A cut answer is salvaged and says so."""
 MAX_ROWS: Final = {"cpu": 64, "cuda": 256}
 """Questions that are answered side by side, where memory allows (docs/decisions.md)."""
 MEMORY_SHARE: Final = 0.6

@@ -232,7 +232,7 @@ def _swift_rows(exporter: Exporter, samples: Iterable[Sample]) -> Iterator[dict[
             for caption in sample.captions:
                 yield {"messages": _messages(_question(sample), plain(caption)), "images": picture}
             continue
-        boxes = [item for item in sample.objects if not item.crowd]
+        boxes = sorted((item for item in sample.objects if not item.crowd), key=lambda o: (o.bbox[1], o.bbox[0]))
         asked = [plain(sample.query or "")] if sample.task == "grounding" else []
         answer = ", ".join('{"bbox_2d": <bbox>, "label": "<ref-object>"}' for _ in boxes)
         # Inside the answer a label stands between quotes: it must be JSON there.
