@@ -22,6 +22,10 @@ def prepare(
     columns: Annotated[
         str | None, typer.Option(help="Where the guess is wrong: image=img,query=text,bbox=box.")
     ] = None,
+    rename: Annotated[
+        str | None,
+        typer.Option(metavar="OLD=NEW,...", help="Categories under other names; or a YAML file with a line for each."),
+    ] = None,
     exif: Annotated[
         str,
         typer.Option(help="Which way up the boxes of turned pictures are meant: auto, upright or stored."),
@@ -73,6 +77,7 @@ def prepare(
         screen.wait(f"reading {dataset}")
         pairs = role_pairs(columns)
         from qwenft.prepare.build import prepare_dataset
+        from qwenft.prepare.rename import read_names
 
         made = prepare_dataset(
             dataset,
@@ -84,6 +89,7 @@ def prepare(
             task=task,
             bbox_format=bbox_format,
             columns=pairs,
+            rename=read_names(rename) if rename else None,
             output_format=output_format,
             val_fraction=val_fraction,
             seed=seed,

@@ -17,6 +17,7 @@ from qwenft.prepare.card import write_card
 from qwenft.prepare.checks import Frame, Rules, Taken
 from qwenft.prepare.negatives import Annotated, Negatives, add_negatives, searched_in_full
 from qwenft.prepare.pictures import PictureError
+from qwenft.prepare.rename import Renaming
 from qwenft.prepare.rows import (
     EXPLANATIONS,
     BadObject,
@@ -55,6 +56,7 @@ class Options:
     num_proc: int = 1
     negatives: float = 0.0
     negatives_unproved: bool = False
+    rename: Mapping[str, str] = field(default_factory=dict)
     earlier: Path | None = None
     """A prepared data set that is being replaced: its pictures need not be decoded again."""
 
@@ -71,6 +73,7 @@ def prepare_dataset(
     task: str = "auto",
     bbox_format: str = "auto",
     columns: Mapping[str, str] | None = None,
+    rename: Mapping[str, str] | None = None,
     output_format: str = "jsonl",
     val_fraction: float = 0.1,
     seed: int = 0,
@@ -91,12 +94,12 @@ def prepare_dataset(
     """Read a source, find out its format and its boxes' convention, check every row and write a prepared data set.
 
     dataset: a hub id (`owner/name[:config]`), a folder or a file.  out: where to write; default `root`/data/<name>.
-    root: where relative paths start; default the current folder.  exif: which way up the boxes of turned pictures are
-    meant, where the data do not tell (`upright`, `stored`).  export: other tools' forms to write too, under exports/.
-    num_proc: processes that decode pictures; with more than one a script that calls this needs
-    `if __name__ == "__main__":`.  negatives: how many questions about what is not in the picture are made for each one
-    that has an answer; negatives_unproved: also where nothing proves it, marked.  dry_run: check and report; what is
-    returned has samples, but no files.
+    root: where relative paths start; default the current folder.  rename: category -> its new name.  exif: which way
+    up the boxes of turned pictures are meant, where the data do not tell (`upright`, `stored`).  export: other tools'
+    forms to write too, under exports/.  num_proc: processes that decode pictures; with more than one a script that
+    calls this needs `if __name__ == "__main__":`.  negatives: how many questions about what is not in the picture are
+    made for each one that has an answer; negatives_unproved: also where nothing proves it, marked.  dry_run: check and
+    report; what is returned has samples, but no files.
     Nothing stands at `out` unless all went well; an interrupted call goes on from the pictures it had stored, and one
     that replaces a data set from that one's.  Raises DataError, HubError or UsageError.
     """
@@ -119,6 +122,7 @@ def prepare_dataset(
         num_proc=num_proc,
         negatives=negatives,
         negatives_unproved=negatives_unproved,
+        rename=rename or {},
     )
     target = resolve(dataset, base, emit)
     folder = (base / out.expanduser()) if out is not None else base / "data" / target.name
@@ -334,8 +338,10 @@ class Made(NamedTuple):
 def _build(staging: Path | None, name: str, source: Source, *, request: Request, options: Options, emit: Emit) -> Made:
     """Both passes.  staging: where all is written; None writes nothing."""
     store = PictureStore(staging, options.follow_links, options.num_proc, options.earlier)
+    renaming = Renaming(options.rename)
     try:
-        found = _collect(source, request, store, emit)
+        found = _collect(renaming.over(source), request, store, emit)
+        source = renaming.told(source)
         if store.reused:
             emit(note(f"{counted(store.reused, 'picture')} of an earlier prepare used again"))
         settled = _settle([item for _, item in found.taken], source, options)
