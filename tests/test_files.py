@@ -156,6 +156,19 @@ def test_a_broken_member_is_an_error_with_line_and_column(tmp_path: Path, text: 
         [list(value) if not isinstance(value, int) else value for _, value in read_members(tmp_path / "x.json")]
 
 
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        pytest.param('{"a": [1, 2\n\n', "line 1, column 12", id="the only line"),
+        pytest.param('{"a": 1}\n{"a": [1\n', "line 2, column 9", id="the last line"),
+    ],
+)
+def test_a_line_that_was_cut_off_is_named_where_it_ends(tmp_path: Path, text: str, where: str) -> None:
+    write_whole(tmp_path / "x.jsonl", text)
+    with pytest.raises(DataError, match=f"{where}: broken JSON .*, but the file ends"):
+        values(tmp_path / "x.jsonl")
+
+
 def test_a_broken_line_of_jsonl_is_named(tmp_path: Path) -> None:
     write_whole(tmp_path / "x.jsonl", '{"a": 1}\n{"a": 2,}\n{"a": 3}\n')
     with pytest.raises(DataError, match="line 2, column 9"):
@@ -255,6 +268,7 @@ def test_foreign_values_are_made_fit_for_a_line() -> None:
     row = {"bytes": b"abc", "nan": math.nan, 3: (1, {2}), "path": Path("a/b"), "ok": [True, None, 1.5, "x"]}
     expected = {"bytes": "<3 bytes>", "nan": "nan", "3": [1, [2]], "path": "a/b", "ok": [True, None, 1.5, "x"]}
     assert json.loads(to_line(jsonable(row))) == expected
+    assert to_line(jsonable({"é\ud800": Path("\udcff")})).encode().decode() == '{"é\\\\ud800": "\\\\udcff"}'
 
 
 # Whole or absent

@@ -76,18 +76,16 @@ def to_line(value: object) -> str:
 
 
 def jsonable(value: object) -> Any:
-    """Make a foreign value (bytes, NaN, numpy scalars, dates) fit for JSON without losing what it was."""
+    """Make a foreign value (bytes, NaN, numpy scalars, dates, half a surrogate pair) fit for JSON, none lost."""
     if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
+        return {jsonable(str(key)): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [jsonable(item) for item in value]
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return str(value)
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def read_json(path: Path) -> Any:
@@ -340,6 +338,8 @@ def _odd(error: Exception) -> str:
 
 
 def _broken(path: Path, error: json.JSONDecodeError, line: int = 0, column: int = 0) -> DataError:
+    if not column and error.pos and not error.doc[error.pos :].strip():  # it ends too soon: where its last mark stands
+        error = json.JSONDecodeError(f"{error.msg}, but the file ends", error.doc, len(error.doc.rstrip()))
     where = f"line {line or error.lineno}, column {column or error.colno}"
     before, after = error.doc[max(0, error.pos - 1000) : error.pos].rstrip(), error.doc[error.pos : error.pos + 1]
     trailing = (
