@@ -90,6 +90,11 @@ def evaluate_run(
     A killed evaluation goes on where it stopped, in portions of 1,024 answers, and ends with the same figures.
     Writes <run>/eval/<data>-<split>/, whole or absent; a part of a split has its own folder (…-<number>), and a base
     model writes under runs/base-<model>/.  Raises UsageError, RunError, DataError, ModelError or DeviceError.
+
+    >>> from qwenft import evaluate_run
+    >>> found = evaluate_run("first", split="val", limit=4, gpus="cpu")
+    >>> found.report.name, 0 <= found.metrics["scores"]["parse_rate"] <= 1
+    ('report.html', True)
     """
     return evaluate_data(
         run, data=[data], split=split, model=model, baseline=baseline, limit=limit, batch_size=batch_size, gpus=gpus,

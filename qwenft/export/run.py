@@ -74,6 +74,11 @@ def export_run(
     `adapter`, LoRA as it is.  out: None is runs/<name>/export/<to>.  Merged weights are read back and compared with
     the adapter beside its base before the folder gets its name.
     Raises UsageError, RunError, ModelError, DeviceError, HubError.
+
+    >>> from qwenft import export_run
+    >>> made = export_run("first", to="adapter")
+    >>> made.base, sorted(made.commands)
+    ('tiny', ['sglang', 'vllm'])
     """
     source, model, contract = _chosen(run, root)
     folder = ((root or Path.cwd()) / out if out else source.path / "export" / to).absolute()

@@ -85,7 +85,13 @@ def _called_like(
 
 @_called_like(find_each)
 def find(*args: Any, **options: Any) -> list[Prediction]:
-    """All answers of `find_each`, which says what it takes, in a list."""
+    """All answers of `find_each`, which says what it takes, in a list.
+
+    >>> from qwenft import find
+    >>> (answer,) = find(["photo.png"], "find the blue star", model="tiny", gpus="cpu")
+    >>> answer.question.query, answer.status, len(answer.objects[0].box_xyxy)
+    ('the blue star', 'ok', 4)
+    """
     return list(find_each(*args, **options))
 
 

@@ -102,6 +102,13 @@ def prepare_dataset(
     report; what is returned has samples, but no files.
     Nothing stands at `out` unless all went well; an interrupted call goes on from the pictures it had stored, and one
     that replaces a data set from that one's.  Raises DataError, HubError or UsageError.
+
+    >>> from qwenft import prepare_dataset
+    >>> data = prepare_dataset("scenes")
+    >>> data.path.name, {split: info.role for split, info in data.manifest.splits.items()}
+    ('scenes', {'train': 'train', 'val': 'held-out'})
+    >>> data.manifest.bbox["convention"], data.manifest.counts["rejected"]
+    ('xyxy', 0)
     """
     base = (root or Path.cwd()).absolute()
     request = Request(tuple(splits), limit, None if task == "auto" else as_task(task), columns or {})

@@ -49,6 +49,12 @@ def train_adapter(
     dry_run: ends after the `plan` event; the run returned has no folder.  machines: this one among several, which share
     root and are each given the same call; the run is written by the first.
     Raises the error that ended the worker; KeyboardInterrupt after a Ctrl-C that it ended cleanly by a checkpoint.
+
+    >>> from qwenft import TrainConfig, train_adapter
+    >>> settings = TrainConfig(model="tiny", data="scenes", name="first", gpus="cpu", batch_size=4, max_steps=2)
+    >>> run = train_adapter(settings)
+    >>> run.name, (run.adapter / "contract.json").is_file(), (run.path / "curves.png").is_file()
+    ('first', True, True)
     """
     base = (root or Path.cwd()).absolute()
     devices = replace(choose_devices(config.gpus, imagined=dry_run), machines=machines)
@@ -79,6 +85,13 @@ def resume_training(
     change (train/resume.py, FREE), as `key=value` or by name.
     Raises RunError where there is nothing to resume, ConfigError for a setting that would change the run, DataError or
     ModelError where data set or base model changed, and what train_adapter raises.
+
+    >>> from qwenft import QwenftError, resume_training
+    >>> try:
+    ...     resume_training("first")
+    ... except QwenftError as error:
+    ...     print(error.hint)
+    qwenft eval --run first --baseline
     """
     base = (root or Path.cwd()).absolute()
     plan = plan_resumption(run, overrides, options, base, machines)
