@@ -25,7 +25,12 @@ PART_NAMES = ("language", "merger", "vision")
 
 
 class TrainConfig(BaseModel):
-    """Everything a training run depends on.  README's table and the saved config.yaml are printed from here."""
+    """Everything a training run depends on.  README's table and the saved config.yaml are printed from here.
+
+    >>> from qwenft import TrainConfig
+    >>> TrainConfig(model="tiny", rank=16, epochs=2).epochs
+    2.0
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -171,6 +176,11 @@ def load_config(path: Path | None, overrides: Iterable[str] = (), **options: obj
     """Merge a YAML file, `key=value` overrides and command-line options (None: not given); later ones win.
 
     Raises ConfigError that names file, key and the nearest known key.
+
+    >>> from qwenft import load_config
+    >>> config = load_config(None, ["learning_rate=2e-4"], epochs=2)
+    >>> config.learning_rate, config.epochs
+    (0.0002, 2.0)
     """
     values: dict[str, Any] = _from_yaml(path) if path else {}
     values |= dict(_split_override(text) for text in overrides)

@@ -245,7 +245,13 @@ def new_run(root: Path, name: str | None, data_name: str) -> Run:
 
 
 def open_run(name_or_path: str | Path, root: Path | None = None) -> Run:
-    """Open a run by name or path.  Raises RunError that names the nearest."""
+    """Open a run by name or path.  Raises RunError that names the nearest.
+
+    >>> from qwenft import open_run
+    >>> run = open_run("first")
+    >>> run.name, run.adapter.is_dir(), run.log.is_file()
+    ('first', True, True)
+    """
     base = root or Path.cwd()
     for path in (base / "runs" / str(name_or_path), base / Path(name_or_path).expanduser()):
         if (path / "events.jsonl").is_file():

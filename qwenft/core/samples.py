@@ -244,6 +244,12 @@ def open_dataset(name_or_path: str | Path | None, root: Path | None = None) -> P
     """Open a data set by path, by its name under data/, or (None) the only one there is.
 
     A folder that is no prepared data set (the source, say) does not hide the prepared one of its name.
+
+    >>> from qwenft import open_dataset
+    >>> data = open_dataset("scenes")
+    >>> sample = data.samples(data.train)[0]
+    >>> sample.task, len(sample.objects), data.picture_path(sample).is_file()
+    ('grounding', 1, True)
     """
     base = root or Path.cwd()
     if name_or_path is None:
