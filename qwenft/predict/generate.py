@@ -28,6 +28,7 @@ from qwenft.predict.cache import bytes_per_place
 from qwenft.predict.engine import Engine, Prefix
 from qwenft.predict.merge import MergedLora
 from qwenft.predict.modes import answering
+from qwenft.predict.parts import in_parts, put_together
 from qwenft.predict.schedule import Finished, Form, Schedule, Shown, Turn, loops, until_over
 from qwenft.prepare.pictures import open_upright
 
@@ -128,12 +129,15 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Answer questions, in their order.  Out of memory halves the batch and goes on.
 
+        A detection question about more than MOST_CATEGORIES is asked in several; their answers become one.
         batch_size: questions side by side; None: what fits, at most MAX_ROWS.
         Raises DataError at the turn of a picture that cannot be read, DeviceError if even one question does not fit.
         """
         emit(progress("questions", 0, len(questions)))
         answers = self._fast_answers if self._is_fast(emit) else self._plain_answers
-        for done, prediction in enumerate(answers(questions, batch_size, max_new_tokens, emit), start=1):
+        asked = [part for question in questions for part in in_parts(question)]
+        found = put_together(questions, answers(asked, batch_size, max_new_tokens, emit))
+        for done, prediction in enumerate(found, start=1):
             yield prediction
             emit(progress("questions", done, len(questions)))
 
