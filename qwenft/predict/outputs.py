@@ -116,10 +116,23 @@ def check_coco(path: Path, questions: Sequence[Question]) -> None:
 def write_coco(path: Path, answers: Sequence[Prediction]) -> Path:
     """Write a COCO results file, and beside it <stem>.images.json: the images and categories that its ids mean.
 
+    Returns the companion's path.
+    """
+    results, named = coco_of(answers)
+    companion = path.absolute().with_name(f"{path.stem}.images.json")
+    with _writing(path):
+        write_json(companion, {**named, "annotations": []})
+        write_json(path, results)
+    return companion
+
+
+def coco_of(answers: Sequence[Prediction]) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Answers as COCO results, and the `images` and `categories` that their ids mean.
+
     A picture's id is the number that its name is (COCO's own convention: 000000000139.jpg is 139) if all names are
     numbers, else its place from 1; an unreadable picture has no entry.  A category is what was asked for, in that
     order, then labels that nobody asked for.  A box whose score is not known gets 0.0.  Boxes: x, y, width, height in
-    image px.  Returns the companion's path.  Format: https://cocodataset.org/#format-results
+    image px.  Format: https://cocodataset.org/#format-results
     """
     sizes: dict[tuple[str, Path], Size] = {}
     for answer in answers:
@@ -145,11 +158,7 @@ def write_coco(path: Path, answers: Sequence[Prediction]) -> Path:
         {"id": ids[name], "file_name": name, "width": size[0], "height": size[1]} for (name, _), size in sizes.items()
     ]
     named = [{"id": number, "name": name} for name, number in categories.items()]
-    companion = path.absolute().with_name(f"{path.stem}.images.json")
-    with _writing(path):
-        write_json(companion, {"images": images, "categories": named, "annotations": []})
-        write_json(path, results)
-    return companion
+    return results, {"images": images, "categories": named}
 
 
 def _image_ids(names: Sequence[str]) -> dict[str, int]:
