@@ -186,7 +186,9 @@ def test_each_public_name_stands_in_the_module_that_is_named_for_it() -> None:
     for name, module in qwenft._PUBLIC.items():
         assert module in modules, module
         body = ast.parse(modules[module].read_text(encoding="utf-8")).body
-        assert name in {node.name for node in body if isinstance(node, ast.FunctionDef)}, f"{module} has no {name}"
+        assert name in {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}, (
+            f"{module} has no {name}"
+        )
         assert f"qwenft.{name}" not in modules  # an imported submodule would shadow it
     assert set(dir(qwenft)) == set(qwenft.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

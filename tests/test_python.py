@@ -1,0 +1,85 @@
+"""From Python: every example in a docstring runs, and the public functions are typed, explained and shown."""
+
+import doctest
+import inspect
+import shutil
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import qwenft
+from qwenft.core.samples import PreparedDataset
+
+ROOT = Path(__file__).parents[1]
+PLACE = {
+    "prepare_dataset",
+    "open_dataset",
+    "open_run",
+    "train_adapter",
+    "resume_training",
+    "evaluate_run",
+    "find",
+    "export_run",
+    "diagnose",
+}
+"""Their examples need a data set and a run; they are tried in this folder one after another, as a reader would."""
+WITHOUT = {"__version__", "QwenftError", "run_demo"}
+"""Without an example: a text, an error, and what tests/test_demo.py runs."""
+FUNCTIONS = [name for name in qwenft.__all__ if name not in WITHOUT]
+
+
+def modules_with_examples() -> list[str]:
+    paths = sorted(path for path in (ROOT / "qwenft").rglob("*.py") if ">>>" in path.read_text(encoding="utf-8"))
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+
+
+def examples_of(module: str) -> list[doctest.DocTest]:
+    return [test for test in doctest.DocTestFinder().find(import_module(module)) if test.examples]
+
+
+def failures(test: doctest.DocTest) -> str:
+    said: list[str] = []
+    doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=said.append)
+    return "".join(said)
+
+
+def test_every_example_of_a_pure_function_says_what_comes_out() -> None:
+    seen = 0
+    for module in modules_with_examples():
+        for test in examples_of(module):
+            if test.name.rpartition(".")[2] not in PLACE:
+                seen += 1
+                assert failures(test) == ""
+    assert seen > 50
+
+
+@pytest.fixture(scope="module")
+def desk(scenes: PreparedDataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A user's folder: a source named scenes, and a photo."""
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copytree(scenes.path.parents[1] / "scenes", folder / "scenes")
+    shutil.copyfile(scenes.picture_path(scenes.samples("val")[0]), folder / "photo.png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+def test_the_examples_of_the_public_functions_run_in_a_row(desk: Path) -> None:
+    ran = []
+    for name in (name for name in qwenft.__all__ if name in PLACE):
+        module = qwenft._PUBLIC[name]
+        (test,) = [test for test in examples_of(module) if test.name == f"{module}.{name}"]
+        assert failures(test) == ""
+        ran.append(name)
+    assert set(ran) == PLACE
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_public_name_is_typed_and_shows_an_example(name: str) -> None:
+    item: Any = getattr(qwenft, name)
+    assert ">>> " in inspect.getdoc(item)
+    for parameter in inspect.signature(item).parameters.values():
+        assert parameter.annotation is not inspect.Parameter.empty, parameter
