@@ -140,7 +140,8 @@ def test_no_results_at_all_score_zero_and_no_truth_is_not_measured(tmp_path: Pat
     assert (nothing_found["precision@0.5"], nothing_found["scores"]) == (None, None)
     nothing_there = score_coco_files(*written(tmp_path, [], {**truth, "annotations": []}))
     assert {nothing_there[name] for name in (*COCO_NAMES, "F1@0.5")} == {None}
-    assert nothing_there["negatives"] == {"n": 15, "rejection_rate": None, "false_alarm_rate": 0.0}
+    rates = {"n": 15, "rejection_rate": None, "false_alarm_rate": 0.0}
+    assert nothing_there["negatives"].items() >= rates.items()
 
 
 BOX = {"image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 1}
@@ -216,7 +217,7 @@ def test_pictures_without_anything_have_figures_of_their_own() -> None:
         detected(samples[3], Detected(ONE, "wolf", None)),
     ]
     negatives = score_detection(samples, answers)["negatives"]
-    assert negatives == {"n": 4, "rejection_rate": 0.25, "false_alarm_rate": 0.5}
+    assert negatives.items() >= {"n": 4, "rejection_rate": 0.25, "false_alarm_rate": 0.5}.items()
 
 
 def test_the_order_of_the_samples_does_not_decide_between_equal_scores() -> None:

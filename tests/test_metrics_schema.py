@@ -14,6 +14,8 @@ from evaluations import answered, samples
 from test_score import FakePredictor, House, house, prepared
 
 from qwenft.core.predictions import Prediction, Question
+from qwenft.core.runs import Contract, Threshold
+from qwenft.evaluate import threshold
 from qwenft.evaluate.run import evaluate_data
 
 __all__ = ["house"]  # a fixture
@@ -27,6 +29,8 @@ NAMED = {
     "scores.grounding.by.length": "<group>",
     "scores.detection.unknown_labels.labels": "<label>",
     "constant_box.positives": "<figure>",
+    "scores.grounding.negatives.kinds": "<kind>",
+    "scores.detection.negatives.kinds": "<kind>",
     "scores.statuses": "<status>",
     "scores.grounding.statuses": "<status>",
     "scores.detection.statuses": "<status>",
@@ -75,10 +79,14 @@ def documented() -> set[str]:
 def written(house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """metrics.json of an evaluation with all three tasks, a baseline and a constant box."""
     monkeypatch.setattr(evaluations, "HOSTILE", evaluations.HOSTILE[:6])  # no lone surrogate: a JSON file has none
+    monkeypatch.setattr(threshold, "MIN_EACH", 1)
     asked = samples(tmp_path, 40, 6)
+    asked += [replace(s, id=f"{s.id}-none", objects=()) for s in asked if s.task == "detection"]
     by_id = {sample.id: sample for sample in asked}
     prepared(house.root / "data" / "all", train=asked[:6], val=asked)
-    house.add_run("first", asked[0].picture)
+    run = house.add_run("first", asked[0].picture)
+    brought = {task: Threshold(0.5, "all", "train", 6) for task in ("grounding", "detection")}
+    replace(Contract.read(run.adapter), thresholds=brought).write(run.adapter)
     rng = random.Random(0)
 
     def answer(self: FakePredictor, questions: list[Question], **_: object) -> Iterator[Prediction]:

@@ -21,6 +21,23 @@ CONTRACT_FILE: Final = "contract.json"
 
 
 @dataclass(frozen=True, slots=True)
+class Threshold:
+    """The score under which a box is left out, and where it was chosen: by `eval`, on held-out questions."""
+
+    score: float
+    """In [0, 1], of token probabilities (core/predictions.py, SCORES)."""
+    data: str
+    split: str
+    samples: int
+    """Questions that it was chosen on."""
+
+    @property
+    def chosen_on(self) -> str:
+        """For people."""
+        return f"{self.data}/{self.split}"
+
+
+@dataclass(frozen=True, slots=True)
 class Contract:
     """What an adapter was trained with; `predict` and `eval` obey it.
 
@@ -47,6 +64,8 @@ class Contract:
     versions: Mapping[str, str] = field(default_factory=dict)
     quantize: str | None = None
     """How the base's weights were held while it was trained; None: as they are."""
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    """Task -> the score under which `predict` leaves a box out; a task that is absent has none (docs/metrics.md)."""
     schema: int = CONTRACT_VERSION
 
     def write(self, folder: Path) -> None:
@@ -72,9 +91,10 @@ class Contract:
                     "prompts": Prompts(**value["prompts"]),
                     "tasks": tuple(value["tasks"]),
                     "pictures": tuple(value["pictures"]),
+                    "thresholds": {task: Threshold(**kept) for task, kept in value.get("thresholds", {}).items()},
                 }
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{path.absolute()} is not whole: {error}") from error
 
     def with_budget(self, min_pixels: int | None, max_pixels: int | None) -> "Contract":
@@ -294,6 +314,16 @@ class Answerer:
     def adapter(self) -> Path | None:
         """The adapter's folder."""
         return self.run.adapter if self.run else None
+
+    @property
+    def trained(self) -> Contract | None:
+        """The adapter's contract, or the one in the model's own folder, which exported weights bring; None: neither.
+
+        Raises ModelError where it is not whole.
+        """
+        folder = Path(self.model).expanduser()
+        exported = self.contract is None and (folder / CONTRACT_FILE).is_file()
+        return Contract.read(folder) if exported else self.contract
 
     def text(self) -> str:
         """For people."""

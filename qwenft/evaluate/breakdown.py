@@ -10,7 +10,8 @@ from qwenft.core.boxes import area
 from qwenft.core.samples import Sample
 from qwenft.evaluate.bootstrap import score_interval
 from qwenft.evaluate.captions import tokenize
-from qwenft.evaluate.metrics import GroundingOutcome, share
+from qwenft.evaluate.metrics import GroundingOutcome
+from qwenft.evaluate.rejection import share
 
 SIZES: Final[Mapping[str, float]] = {"small": 32.0**2, "medium": 96.0**2, "large": float("inf")}
 """COCO's three: name -> areas under so many px² (pycocotools, Params.areaRng)."""

@@ -56,8 +56,11 @@ def line_chart(
     unit_y: bool = False,
     unit_x: bool = False,
     dots: bool = False,
+    mark_x: float | None = None,
 ) -> str:
-    """Lines over a common x axis.  unit_x, unit_y: the axis is [0, 1].  Empty where no series has a point."""
+    """Lines over a common x axis.  unit_x, unit_y: the axis is [0, 1].  mark_x: a place on it that is marked, if it is
+    there.  Empty where no series has a point.
+    """
     points = [point for item in series for point in item.points]
     if not points:
         return ""
@@ -69,6 +72,9 @@ def line_chart(
         1.0 if unit_y else max(ys) * 1.05 or 1.0,
     )
     parts = [_axes(frame, x_name, y_name)]
+    if mark_x is not None and frame.x0 <= mark_x <= frame.x1:
+        line = f"M{frame.x(mark_x)},{_TOP}V{HEIGHT - _BOTTOM}"
+        parts.append(f'<path class="mark" d="{line}"><title>{mark_x:.4f}</title></path>')
     for item in series:
         pairs = thinned(item.points)
         path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in pairs)

@@ -8,10 +8,11 @@ from qwenft.core.predictions import Prediction
 from qwenft.core.samples import TASKS, Sample
 from qwenft.evaluate.bootstrap import Interval, paired_difference
 from qwenft.evaluate.captions import CAPTION_NAMES, caption_values, score_captions
-from qwenft.evaluate.detection import COCO_NAMES, detection_counts, score_detection
+from qwenft.evaluate.detection import COCO_NAMES, detection_counts, detection_verdicts, score_detection
 from qwenft.evaluate.match import match_predictions
 from qwenft.evaluate.metrics import READABLE, grounding_outcomes
 from qwenft.evaluate.ranking import Ranked, rank_scenes
+from qwenft.evaluate.rejection import rejection_differences
 from qwenft.evaluate.scene import category_names, detection_scenes
 from qwenft.evaluate.score import GROUNDING, Pairs, caption_texts, of_task, split_pairs
 
@@ -42,13 +43,14 @@ def _compare_parsing(ours: Pairs, theirs: Pairs) -> Interval:
 def _compare_grounding(ours: Pairs, theirs: Pairs) -> dict[str, Interval]:
     mine, other = grounding_outcomes(ours), grounding_outcomes(theirs)
     found = {}
-    for name, measure in GROUNDING.items():
+    measures = {name: measure for placed in GROUNDING.values() for name, measure in placed.items()}
+    for name, measure in measures.items():
         pictures, values, weights = measure.columns(mine)
         _, their_values, their_weights = measure.columns(other)
         found[name] = paired_difference(
             pictures, values, their_values, our_weights=weights, their_weights=their_weights
         )
-    return found
+    return found | rejection_differences([o.verdict for o in mine], [o.verdict for o in other])
 
 
 def _compare_detection(ours: Pairs, theirs: Pairs) -> dict[str, Interval]:
@@ -66,7 +68,8 @@ def _compare_detection(ours: Pairs, theirs: Pairs) -> dict[str, Interval]:
     scores = [score_detection(samples, side) for side in predictions]
     plain = _plain_differences(COCO_NAMES, scores[0], scores[1], len(set(pictures)))
     ranked = [_ranked(sorted(pairs, key=lambda pair: pair[0].id)) for pairs in (ours, theirs)]
-    return {"F1@0.5": f1, **plain, **ranked[0].minus(ranked[1])}
+    rejections = rejection_differences(*(detection_verdicts(samples, side) for side in predictions))
+    return {"F1@0.5": f1, **plain, **ranked[0].minus(ranked[1]), **rejections}
 
 
 def _ranked(pairs: Pairs) -> Ranked:

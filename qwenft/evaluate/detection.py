@@ -16,8 +16,9 @@ from qwenft.core.boxes import Box, area
 from qwenft.core.predictions import Prediction
 from qwenft.core.samples import Sample
 from qwenft.evaluate.bootstrap import score_interval
-from qwenft.evaluate.metrics import box_figures, match_best_first, match_boxes, negative_figures, readable_objects
+from qwenft.evaluate.metrics import box_figures, match_best_first, match_boxes, readable_objects
 from qwenft.evaluate.ranking import rank_scenes, ranking_figures
+from qwenft.evaluate.rejection import Verdict, discrimination, negative_figures
 from qwenft.evaluate.scene import Scene, category_names, detection_scenes, label_key, overlap, to_xyxy, without_scores
 
 COCO_NAMES: Final = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -61,6 +62,13 @@ def score_detection(samples: Sequence[Sample], predictions: Sequence[Prediction]
     return detection_figures(scenes, [sample.picture for sample in ordered], list(names.values()), scores, unknown)
 
 
+def detection_verdicts(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[Verdict]:
+    """What rejection and discrimination are made of, a sample each, without those of which only crowds are there."""
+    scenes = detection_scenes(samples, predictions, category_names(samples))
+    judged = [(scene, sample.picture) for scene, sample in zip(scenes, samples, strict=True) if is_judged(scene)]
+    return [_verdict(scene, picture, count_matches(scene)) for scene, picture in judged]
+
+
 def detection_counts(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> list[MatchCounts]:
     """What F1@0.5 is made of, a sample each, for the bootstrap."""
     return [count_matches(scene) for scene in detection_scenes(samples, predictions, category_names(samples))]
@@ -83,10 +91,14 @@ def detection_figures(
     by_category = [_matches_by_category(scene) for scene in scenes]
     counts = [sum(found.values(), start=_NONE) for found in by_category]
     ranked = rank_scenes(scenes, pictures, len(names))
+    verdicts = [_verdict(*each) for each in zip(scenes, pictures, counts, strict=True) if is_judged(each[0])]
+    still_found = discrimination(verdicts)
     return {
         **_coco_figures(scenes, names, by_category),
         **_box_figures(sum(counts, start=_NONE)),
+        "discrimination": still_found.estimate,
         "intervals": {
+            "discrimination": still_found.to_json(),
             "F1@0.5": score_interval(
                 pictures, [2.0 * c.matched for c in counts], [float(c.num_predicted + c.num_true) for c in counts]
             ).to_json(),
@@ -97,7 +109,7 @@ def detection_figures(
         if scores
         else None,
         "unknown_labels": {"n": unknown.total(), "labels": dict(unknown.most_common(_NUM_LABELS_SHOWN))},
-        "negatives": _negatives([scene for scene in scenes if not scene.true]),
+        "negatives": negative_figures(verdicts),
         "confusion": confusion(scenes, names),
     }
 
@@ -106,10 +118,14 @@ def _box_figures(counts: MatchCounts) -> dict[str, Any]:
     return box_figures(counts.matched, counts.num_predicted, counts.num_true)
 
 
-def _negatives(scenes: Sequence[Scene]) -> dict[str, Any]:
-    rejected, alarms = sum(s.rejected is True for s in scenes), sum(bool(s.found) for s in scenes)
-    figures = negative_figures(rejected, alarms, len(scenes))
-    return figures if all(s.rejected is not None for s in scenes) else {**figures, "rejection_rate": None}
+def is_judged(scene: Scene) -> bool:
+    """A crowd alone is neither there nor absent."""
+    return not scene.true or not all(box.crowd for box in scene.true)
+
+
+def _verdict(scene: Scene, picture: str, counts: MatchCounts) -> Verdict:
+    kind = "" if scene.true else scene.kind
+    return Verdict(picture, kind, scene.rejected, bool(scene.found), counts.matched > 0)
 
 
 def count_matches(scene: Scene) -> MatchCounts:
@@ -117,18 +133,42 @@ def count_matches(scene: Scene) -> MatchCounts:
     return sum(_matches_by_category(scene).values(), start=_NONE)
 
 
-def _matches_by_category(scene: Scene) -> dict[int | None, MatchCounts]:
-    counts = {}
-    for category in {box.category for box in scene.true} | {box.category for box in scene.found}:
+@dataclass(frozen=True, slots=True)
+class JudgedBox:
+    """A predicted box at an IoU of 0.5."""
+
+    category: int | None
+    score: float
+    hit: bool
+
+
+def judged_boxes(scene: Scene) -> list[JudgedBox]:
+    """The boxes of a scene, each category for itself, the surest first; what falls on a crowd is left out.
+
+    Whether one is a hit depends on surer ones alone: without the least sure boxes the verdicts on the others stay.
+    """
+    judged = []
+    for category in sorted({box.category for box in scene.found}, key=str):
         true = [to_xyxy(box.box_xywh) for box in scene.true if box.category == category and not box.crowd]
         crowds = [to_xyxy(box.box_xywh) for box in scene.true if box.category == category and box.crowd]
         ranked = sorted((box for box in scene.found if box.category == category), key=lambda box: -box.score)
         found = [to_xyxy(box.box_xywh) for box in ranked]
-        pairs = match_boxes(found, true, 0.5)
-        taken = {pair[0] for pair in pairs}
-        neutral = sum(number not in taken and _in_crowd(box, crowds) for number, box in enumerate(found))
-        counts[category] = MatchCounts(len(pairs), len(found) - neutral, len(true))
-    return counts
+        hits = {pair[0] for pair in match_boxes(found, true, 0.5)}
+        judged += [
+            JudgedBox(category, ranked[number].score, number in hits)
+            for number, box in enumerate(found)
+            if number in hits or not _in_crowd(box, crowds)
+        ]
+    return judged
+
+
+def _matches_by_category(scene: Scene) -> dict[int | None, MatchCounts]:
+    judged = judged_boxes(scene)
+    true: Counter[int | None] = Counter(box.category for box in scene.true if not box.crowd)
+    found = Counter(box.category for box in judged)
+    hits = Counter(box.category for box in judged if box.hit)
+    categories = {box.category for box in scene.true} | {box.category for box in scene.found}
+    return {category: MatchCounts(hits[category], found[category], true[category]) for category in categories}
 
 
 def confusion(scenes: Iterable[Scene], names: Sequence[str]) -> list[dict[str, Any]]:

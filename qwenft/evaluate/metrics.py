@@ -18,13 +18,9 @@ from typing import Any, Final
 from qwenft.core.boxes import Box, iou
 from qwenft.core.predictions import STATUSES, Detected, Prediction, PredictionStatus, Question
 from qwenft.core.samples import Sample
+from qwenft.evaluate.rejection import Verdict, kind_of, negative_figures, share
 
 READABLE: Final = frozenset(STATUSES) - {"unparsable", "error"}
-
-
-def share(part: float, whole: float) -> float | None:
-    """The part of a whole, None where there is no whole."""
-    return part / whole if whole else None
 
 
 def answer_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
@@ -94,18 +90,30 @@ class GroundingOutcome:
     """0: the expression names nothing in this picture (a negative)."""
     num_predicted: int
     matched_50: int
-    """Pairs of all predicted with all true boxes at an IoU of 0.5."""
+    """Pairs of all predicted with all true boxes at an IoU of 0.5 or more, the pair of the highest IoU first."""
     iou: float
     """First box with the one true box; several true boxes: sum of matched IoUs / the larger number of boxes."""
     hit_50: bool
     hit_75: bool
     exact_50: bool
     """gRefCOCO's "F1 = 1", also where one box is true: all are matched at an IoU of 0.5 and none is left over."""
+    kind: str = ""
+    """Of a negative, as of `kind_of`."""
 
     @property
     def rejected(self) -> bool:
         """The model said that there is none."""
         return self.status == "empty" and not self.num_predicted
+
+    @property
+    def found(self) -> bool:
+        """Something that is there was found."""
+        return self.matched_50 > 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the answer says about whether anything is there."""
+        return Verdict(self.picture, self.kind, self.rejected, self.num_predicted > 0, self.found)
 
 
 def grounding_outcome(sample: Sample, prediction: Prediction) -> GroundingOutcome | None:
@@ -126,11 +134,12 @@ def grounding_outcome(sample: Sample, prediction: Prediction) -> GroundingOutcom
         status=prediction.status,
         num_true=len(true),
         num_predicted=len(found),
-        matched_50=len(match_boxes(found, true, 0.5)),
+        matched_50=len(match_best_first(found, true, 0.5)),
         iou=overlap,
         hit_50=hits[0],
         hit_75=hits[1],
         exact_50=_all_matched(found, true, 0.5),
+        kind=kind_of(sample),
     )
 
 
@@ -154,20 +163,34 @@ def negatives_of(outcomes: Iterable[GroundingOutcome]) -> list[GroundingOutcome]
     return [outcome for outcome in outcomes if not outcome.num_true]
 
 
+def several_of(outcomes: Iterable[GroundingOutcome]) -> list[GroundingOutcome]:
+    """Those whose expression names several things in the picture."""
+    return [outcome for outcome in outcomes if outcome.num_true > 1]
+
+
 def positive_figures(outcomes: Sequence[GroundingOutcome]) -> dict[str, Any]:
     """Accuracy of the answers about things that are there; precision, recall and F1 are over all their boxes."""
     n = len(outcomes)
-    num_true = sum(o.num_true for o in outcomes)
-    num_predicted = sum(o.num_predicted for o in outcomes)
-    matched = sum(o.matched_50 for o in outcomes)
     return {
         "n": n,
         "Acc@0.5": share(sum(o.hit_50 for o in outcomes), n),
         "Acc@0.75": share(sum(o.hit_75 for o in outcomes), n),
         "mean_iou": share(sum(o.iou for o in outcomes), n),
-        **box_figures(matched, num_predicted, num_true),
-        "several_true_boxes": sum(o.num_true > 1 for o in outcomes),
+        **_all_boxes(outcomes),
+        "discrimination": share(sum(o.found for o in outcomes), n),
+        "count_accuracy": _count_accuracy(outcomes),
+        "several_true_boxes": len(several_of(outcomes)),
     }
+
+
+def _all_boxes(outcomes: Sequence[GroundingOutcome]) -> dict[str, Any]:
+    num_true, num_predicted = sum(o.num_true for o in outcomes), sum(o.num_predicted for o in outcomes)
+    return box_figures(sum(o.matched_50 for o in outcomes), num_predicted, num_true)
+
+
+def _count_accuracy(outcomes: Sequence[GroundingOutcome]) -> float | None:
+    """The share of answers with as many boxes as are true, wherever these are."""
+    return share(sum(o.num_predicted == o.num_true for o in outcomes), len(outcomes))
 
 
 MATCHING: Final = "one to one, the pair of the highest IoU first, at an IoU of 0.5 or more"
@@ -175,18 +198,23 @@ MATCHING: Final = "one to one, the pair of the highest IoU first, at an IoU of 0
 
 
 def several_figures(outcomes: Sequence[GroundingOutcome]) -> dict[str, Any]:
-    """gRefCOCO's two figures, apart: `precision@F1=1` over what is there, `N-acc` over what is absent.
+    """Where an expression names several things: gRefCOCO's figures, the boxes' precision, recall and F1, the count.
 
-    The released evaluator counts absent things into the first as well, and takes an answer that could not be read for
-    "none"; here it is neither.
+    gRefCOCO's are apart: `precision@F1=1` over what is there, `N-acc` (answered "none") over what is absent, and
+    `T-acc` (answered with any box) over what is there.  The released evaluator counts absent things into the first as
+    well, and takes an answer that could not be read for "none"; here it is neither.
     """
     positives, negatives = positives_of(outcomes), negatives_of(outcomes)
-    several = [o for o in positives if o.num_true > 1]
+    several = several_of(positives)
+    boxes = _all_boxes(several)
     return {
         "matching": MATCHING,
         "precision@F1=1": share(sum(o.exact_50 for o in positives), len(positives)),
         "precision@F1=1_of_several": share(sum(o.exact_50 for o in several), len(several)),
+        **{f"{name}_of_several": boxes[name] for name in ("precision@0.5", "recall@0.5", "F1@0.5")},
+        "count_accuracy_of_several": _count_accuracy(several),
         "N-acc": share(sum(o.rejected for o in negatives), len(negatives)),
+        "T-acc": share(sum(o.num_predicted > 0 for o in positives), len(positives)),
         "n": {"there": len(positives), "several": len(several), "absent": len(negatives)},
     }
 
@@ -202,18 +230,11 @@ def box_figures(matched: int, num_predicted: int, num_true: int) -> dict[str, An
     }
 
 
-def negative_figures(rejected: int, false_alarms: int, n: int) -> dict[str, Any]:
-    """Answers about things that are not there.  The two rates leave out what could not be read: it is neither."""
-    return {"n": n, "rejection_rate": share(rejected, n), "false_alarm_rate": share(false_alarms, n)}
-
-
 def grounding_figures(outcomes: Sequence[GroundingOutcome]) -> dict[str, Any]:
     """Score outcomes: positives and negatives apart, never in one figure."""
-    negatives = negatives_of(outcomes)
-    rejected, alarms = sum(o.rejected for o in negatives), sum(o.num_predicted > 0 for o in negatives)
     return {
         "positives": positive_figures(positives_of(outcomes)),
-        "negatives": negative_figures(rejected, alarms, len(negatives)),
+        "negatives": negative_figures([o.verdict for o in outcomes]),
     }
 
 

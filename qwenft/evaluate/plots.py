@@ -42,6 +42,7 @@ def draw_charts(
     for task in ("grounding", "detection"):
         if metrics["scores"].get(task, {}).get("ranking"):
             charts += _ranked_charts(task, _rankings(task, samples, sides))
+        charts += _threshold_chart(task, metrics["threshold"].get(task))
     return [chart for chart in charts if chart.svg]
 
 
@@ -77,6 +78,30 @@ def _overlaps(records: Sequence[Mapping[str, Any]]) -> Chart:
 
 def _who(records: Sequence[Mapping[str, Any]]) -> Sequence[tuple[str, str]]:
     return _WHO if records and records[0]["base"] else (("ours", "answers"),)
+
+
+def _threshold_chart(task: str, figures: Mapping[str, Any] | None) -> list[Chart]:
+    """Rejection never without discrimination: no chart where nothing is absent."""
+    if figures is None or any(figures["without"][name]["estimate"] is None for name in _BOTH):
+        return []
+    lines = [
+        Series(name, colour, [(point["threshold"], point[key]) for point in figures["curve"]])
+        for key, name, colour in (
+            ("rejection_rate", "rejected, of what is absent", "base"),
+            ("discrimination", "found, of what is there", "hit"),
+            ("F1@0.5", "F1@0.5 of all boxes", "plain"),
+        )
+    ]
+    marked = figures["contract"] or figures["chosen"]
+    chart = line_chart(
+        lines, x_name="boxes under this score are left out", y_name="share", unit_y=True,
+        mark_x=marked["threshold"] if marked else None,
+    )  # fmt: skip
+    note = "dotted: the contract's threshold" if figures["contract"] else "dotted: chosen here" if marked else ""
+    return [Chart(f"Threshold on the score, {task}", chart, [(s.colour, s.name) for s in lines], note)]
+
+
+_BOTH: Final = ("rejection_rate", "discrimination")
 
 
 def _rankings(task: str, samples: Sequence[Sample], sides: Mapping[str, Sequence[Prediction]]) -> dict[str, Ranked]:

@@ -9,7 +9,8 @@ from qwenft.core.samples import Sample
 from qwenft.evaluate.breakdown import BREAKDOWNS
 from qwenft.evaluate.captions import caption_values
 from qwenft.evaluate.detection import detection_counts
-from qwenft.evaluate.metrics import READABLE, grounding_outcome, share
+from qwenft.evaluate.metrics import READABLE, grounding_outcome
+from qwenft.evaluate.rejection import kind_of, share
 
 GALLERY: Final = 12
 """Pictures in each of the galleries."""
@@ -88,10 +89,17 @@ def _asked(sample: Sample) -> dict[str, Any]:
         "wh": list(sample.image_wh),
         "truth": [[*(round(v, 1) for v in item.bbox), item.label, int(item.crowd)] for item in sample.objects],
         "captions": list(sample.captions),
-        "groups": [group for name in BREAKDOWNS if (group := BREAKDOWNS[name](sample)) is not None]
-        if sample.task == "grounding"
-        else [],
+        "groups": _groups(sample),
     }
+
+
+def _groups(sample: Sample) -> list[str]:
+    """What the page's filter knows a question by: its groups, or which kind of negative it is."""
+    if kind := kind_of(sample) if sample.task != "caption" else "":
+        return [f"absent: {kind}"]
+    if sample.task != "grounding":
+        return []
+    return [group for name in BREAKDOWNS if (group := BREAKDOWNS[name](sample)) is not None]
 
 
 def _said(prediction: Prediction, value: float | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,12 +12,14 @@ from qwenft.core.errors import UsageError
 from qwenft.core.events import Emit, ignore, note, warning
 from qwenft.core.files import whole_folder, write_json, write_jsonl, write_whole
 from qwenft.core.predictions import Prediction, Question
-from qwenft.core.runs import CONTRACT_FILE, Answerer, Contract, choose_answerer
+from qwenft.core.runs import Answerer, Contract, Threshold, choose_answerer
 from qwenft.core.samples import PreparedDataset, Sample, open_dataset
 from qwenft.evaluate.asking import ask, forget_answers, kept_answers
 from qwenft.evaluate.compare import compare_predictions
 from qwenft.evaluate.report import Evaluation, render_report
 from qwenft.evaluate.score import eyeless_baseline, score_predictions, scored_split
+from qwenft.evaluate.table import threshold_text
+from qwenft.evaluate.threshold import threshold_figures
 from qwenft.model.fetch import check_answerable
 
 if TYPE_CHECKING:
@@ -88,6 +90,8 @@ def evaluate_run(
     otherwise the base model.  data, split: unset: the run's own data set or the only one, and its held-out split.
     baseline: the model without its adapter answers too.  limit: at most so many samples, evenly spread over the split.
     A killed evaluation goes on where it stopped, in portions of 1,024 answers, and ends with the same figures.
+    On the whole held-out split of its own data set, unseen in training, a threshold on the score is chosen and written
+    into the run's contract (threshold.py).
     Writes <run>/eval/<data>-<split>/, whole or absent; a part of a split has its own folder (…-<number>), and a base
     model writes under runs/base-<model>/.  Raises UsageError, RunError, DataError, ModelError or DeviceError.
 
@@ -136,6 +140,7 @@ def evaluate_data(
         metrics = {**_metrics(subject, exam, answers), "inputs": inputs}
         results.append(_written(evals / exam.name, metrics, subject, exam, answers))
         forget_answers(evals, exam.name)
+        _keep_thresholds(subject, exam, metrics, emit)
         emit(note(f"report: {results[-1].report}"))
     return results
 
@@ -160,6 +165,24 @@ def _written(folder: Path, metrics: Mapping[str, Any], subject: Answerer, exam: 
         write_json(staging / "metrics.json", metrics)
         write_whole(staging / REPORT, page.encode("utf-8", "replace"))
     return EvalResult(folder, metrics)
+
+
+def _keep_thresholds(subject: Answerer, exam: _Exam, metrics: Mapping[str, Any], emit: Emit) -> None:
+    """Write the thresholds chosen here into the adapter's contract, where this is the place to choose them."""
+    whole, seen = len(exam.samples) == exam.num_samples_of_split, metrics["trained_on"]
+    if subject.run is None or subject.contract is None or not whole or metrics["role"] != "held-out":
+        return
+    if exam.dataset.name != subject.contract.data or (seen and seen["pictures"]):
+        return
+    chosen = {task: figures for task, figures in metrics["threshold"].items() if figures["chosen"]}
+    for task, figures in chosen.items():
+        emit(note(threshold_text(task, figures)))
+    kept = {
+        task: Threshold(figures["chosen"]["threshold"], exam.dataset.name, exam.split, len(exam.samples))
+        for task, figures in chosen.items()
+    }
+    if kept:
+        replace(subject.contract, thresholds={**subject.contract.thresholds, **kept}).write(subject.run.adapter)
 
 
 def command_of(inputs: Mapping[str, Any]) -> str:
@@ -208,7 +231,7 @@ def _exam(
     every = dataset.samples(chosen)
     exam = _Exam(dataset, chosen, spread(every, limit), len(every))
     emit(note(f"scoring {len(exam.samples)} of {len(every)} samples of {dataset.name}, split {chosen}"))
-    seen = _trained_on(subject, exam.samples)
+    seen = trained_on(subject.trained, exam.samples)
     if seen and seen["pictures"]:
         emit(
             warning(f"{seen['pictures']} of {seen['of']} pictures were trained on: these figures are no held-out ones")
@@ -216,11 +239,8 @@ def _exam(
     return exam
 
 
-def _trained_on(subject: Answerer, samples: Sequence[Sample]) -> dict[str, int] | None:
-    """How many of the pictures the model was trained on; None for a base model, of which nobody knows."""
-    folder = Path(subject.model).expanduser()
-    exported = Contract.read(folder) if (folder / CONTRACT_FILE).is_file() else None  # merged weights say it too
-    contract = subject.contract or exported
+def trained_on(contract: Contract | None, samples: Sequence[Sample]) -> dict[str, int] | None:
+    """How many of the pictures a model was trained on; None for a base model, of which nobody knows."""
     if contract is None or not contract.pictures:
         return None
     trained = set(contract.pictures)
@@ -269,7 +289,7 @@ def _metrics(subject: Answerer, exam: _Exam, answers: _Answers) -> dict[str, Any
         "role": exam.dataset.manifest.splits[exam.split].role,
         "samples": {"scored": len(samples), "of": exam.num_samples_of_split},
         "pictures": len({sample.picture for sample in samples}),
-        "trained_on": _trained_on(subject, samples),
+        "trained_on": trained_on(subject.trained, samples),
         "run": subject.run.name if subject.run else None,
         "model": subject.model,
         "adapter": str(subject.adapter) if subject.adapter else None,
@@ -281,6 +301,7 @@ def _metrics(subject: Answerer, exam: _Exam, answers: _Answers) -> dict[str, Any
         "scores": score_predictions(samples, answers.ours),
         "baseline": None if theirs is None else score_predictions(samples, theirs),
         "difference": None if theirs is None else compare_predictions(samples, answers.ours, theirs),
+        "threshold": threshold_figures(samples, answers.ours, subject.trained.thresholds if subject.trained else {}),
         "constant_box": eyeless_baseline(exam.dataset, exam.split, samples),
         "versions": _versions(),
     }

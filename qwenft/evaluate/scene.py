@@ -7,6 +7,7 @@ from qwenft.core.boxes import Box, area
 from qwenft.core.predictions import Detected, Prediction
 from qwenft.core.samples import Sample
 from qwenft.evaluate.metrics import readable_objects
+from qwenft.evaluate.rejection import SOURCE, kind_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Scene:
     found: tuple[FoundBox, ...]
     rejected: bool | None = None
     """The model said that there is none; None where that cannot be known (a COCO results file has only boxes)."""
+    kind: str = SOURCE
+    """Of a negative, as of `kind_of`; it says something only where nothing is true."""
 
 
 def detection_scenes(
@@ -54,6 +57,8 @@ def grounding_scenes(samples: Sequence[Sample], predictions: Sequence[Prediction
         Scene(
             tuple(TrueBox(0, _to_xywh(o.bbox), area(o.bbox), o.crowd) for o in sample.objects),
             tuple(FoundBox(0, _to_xywh(o.box_xyxy), _score(o)) for o in readable_objects(prediction)),
+            rejected=prediction.status == "empty" and not prediction.objects,
+            kind=kind_of(sample),
         )
         for sample, prediction in zip(samples, predictions, strict=True)
     ]
@@ -88,7 +93,7 @@ def _scene(sample: Sample, prediction: Prediction, names: Mapping[str, str]) -> 
         FoundBox(index.get(label_key(item.label)), _to_xywh(item.box_xyxy), _score(item))
         for item in readable_objects(prediction)
     )
-    return Scene(true, found, rejected=prediction.status == "empty" and not found)
+    return Scene(true, found, rejected=prediction.status == "empty" and not found, kind=kind_of(sample))
 
 
 def _score(item: Detected) -> float:

@@ -23,11 +23,12 @@ from qwenft.evaluate.metrics import (
     constant_box_baseline,
     grounding_figures,
     grounding_outcomes,
-    negatives_of,
     positives_of,
     several_figures,
+    several_of,
 )
 from qwenft.evaluate.ranking import rank_scenes, ranking_figures
+from qwenft.evaluate.rejection import discrimination
 from qwenft.evaluate.scene import grounding_scenes, without_scores
 
 Pairs = Sequence[tuple[Sample, Prediction]]
@@ -72,11 +73,13 @@ def _parse_interval(pairs: Pairs) -> Interval:
 def _score_grounding(pairs: Pairs) -> dict[str, Any]:
     outcomes = grounding_outcomes(pairs)
     figures = grounding_figures(outcomes)
-    for name, measure in GROUNDING.items():
-        figures[measure.side].setdefault("intervals", {})[name] = measure.interval(outcomes).to_json()
+    figures["several"] = several_figures(outcomes)
+    for place, measures in GROUNDING.items():
+        intervals = {name: measure.interval(outcomes).to_json() for name, measure in measures.items()}
+        figures[place]["intervals"] = intervals
+    figures["positives"]["intervals"]["discrimination"] = discrimination([o.verdict for o in outcomes]).to_json()
     return {
         **figures,
-        "several": several_figures(outcomes),
         "by": grounding_breakdown([sample for sample, _ in pairs], outcomes),
         "ranking": _grounding_ranking(pairs),
         "not_scored": len(pairs) - len(outcomes),
@@ -126,15 +129,15 @@ _SCORERS: Final[Mapping[Task, Callable[[Pairs], dict[str, Any]]]] = {
 class Measure:
     """A grounding figure that is a sum of values over a sum of weights, one of each a sample."""
 
-    side: str
-    """`positives` or `negatives`: never both."""
     value: Callable[[GroundingOutcome], float]
     weight: Callable[[GroundingOutcome], float] | None = None
     """None: each sample weighs 1, the figure is a mean."""
+    of: Callable[[Sequence[GroundingOutcome]], list[GroundingOutcome]] = positives_of
+    """Which outcomes it is over: what is there or what is absent, never both."""
 
     def columns(self, outcomes: Sequence[GroundingOutcome]) -> tuple[list[str], list[float], list[float] | None]:
-        """Pictures, values and weights of the samples on its side."""
-        chosen = positives_of(outcomes) if self.side == "positives" else negatives_of(outcomes)
+        """Pictures, values and weights of the samples that it is over."""
+        chosen = self.of(outcomes)
         weights = None if self.weight is None else [self.weight(o) for o in chosen]
         return [o.picture for o in chosen], [self.value(o) for o in chosen], weights
 
@@ -143,15 +146,37 @@ class Measure:
         return score_interval(*self.columns(outcomes))
 
 
-GROUNDING: Final[Mapping[str, Measure]] = {
-    "Acc@0.5": Measure("positives", lambda o: float(o.hit_50)),
-    "Acc@0.75": Measure("positives", lambda o: float(o.hit_75)),
-    "mean_iou": Measure("positives", lambda o: o.iou),
-    "F1@0.5": Measure("positives", lambda o: 2.0 * o.matched_50, lambda o: float(o.num_true + o.num_predicted)),
-    "rejection_rate": Measure("negatives", lambda o: float(o.rejected)),
-    "false_alarm_rate": Measure("negatives", lambda o: float(o.num_predicted > 0)),
+def _matched(outcome: GroundingOutcome) -> float:
+    return float(outcome.matched_50)
+
+
+def _counted(outcome: GroundingOutcome) -> float:
+    return float(outcome.num_predicted == outcome.num_true)
+
+
+_BOXES: Final[Mapping[str, tuple[Callable[[GroundingOutcome], float], Callable[[GroundingOutcome], float]]]] = {
+    "precision@0.5": (_matched, lambda o: float(o.num_predicted)),
+    "recall@0.5": (_matched, lambda o: float(o.num_true)),
+    "F1@0.5": (lambda o: 2.0 * o.matched_50, lambda o: float(o.num_true + o.num_predicted)),
 }
-"""The grounding figures that have intervals."""
+GROUNDING: Final[Mapping[str, Mapping[str, Measure]]] = {
+    "positives": {
+        "Acc@0.5": Measure(lambda o: float(o.hit_50)),
+        "Acc@0.75": Measure(lambda o: float(o.hit_75)),
+        "mean_iou": Measure(lambda o: o.iou),
+        **{name: Measure(*both) for name, both in _BOXES.items()},
+        "count_accuracy": Measure(_counted),
+    },
+    "several": {
+        "precision@F1=1": Measure(lambda o: float(o.exact_50)),
+        "precision@F1=1_of_several": Measure(lambda o: float(o.exact_50), of=several_of),
+        **{f"{name}_of_several": Measure(*both, of=several_of) for name, both in _BOXES.items()},
+        "count_accuracy_of_several": Measure(_counted, of=several_of),
+        "T-acc": Measure(lambda o: float(o.num_predicted > 0)),
+    },
+}
+"""Grounding figures with intervals: where they stand in the scores -> name -> figure.  Rates of what is absent, and
+discrimination, are rejection.py's."""
 
 
 def eyeless_baseline(dataset: PreparedDataset, split: str, samples: Sequence[Sample]) -> dict[str, Any] | None:

@@ -16,6 +16,11 @@ EXPLANATIONS: Final[Mapping[str, str]] = {
     "mean_iou": "mean overlap of the first box with the true one; an unreadable answer is 0",
     "F1@0.5": "precision and recall of all boxes that were answered, in one",
     "precision@F1=1": "all things named are found and no box is left over",
+    "precision@0.5_of_several": "boxes that are right, where several things are named",
+    "recall@0.5_of_several": "things that are found there",
+    "F1@0.5_of_several": "both in one",
+    "count_accuracy_of_several": "as many boxes as things, where several are named",
+    "discrimination": "what is there is still found: a box of an IoU of 0.5 or more",
     "rejection_rate": "says “none” where nothing is",
     "false_alarm_rate": "answers a box where nothing is",
     "parse_rate": "answers that could be read",
@@ -63,13 +68,14 @@ def headlines(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All figures, a table each task."""
-    rows = list(figure_rows(metrics))
-    return [
-        {"task": task, "rows": [_cells(row) for row in rows if row.task == task], "n": _amount(metrics["scores"][task]),
-         "constant": any(row.constant is not None for row in rows if row.task == task)}
-        for task in dict.fromkeys(row.task for row in rows)
-    ]  # fmt: skip
+    """All figures but those of single kinds of negatives, a table each task."""
+    found = []
+    rows = [row for row in figure_rows(metrics) if not row.of_kind]
+    for task in dict.fromkeys(row.task for row in rows):
+        own = [row for row in rows if row.task == task]
+        cells, constant = [_cells(row) for row in own], any(row.constant is not None for row in own)
+        found.append({"task": task, "rows": cells, "n": _amount(metrics["scores"][task]), "constant": constant})
+    return found
 
 
 def _amount(scores: Mapping[str, Any]) -> str:
@@ -104,6 +110,58 @@ def ranking(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
         for task in ("grounding", "detection")
         for name, row in ((scores.get(task) or {}).get("ranking") or {}).items()
     ]  # fmt: skip
+
+
+def kinds(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each task with negatives: what is still found of what is there, above what is rejected of each kind."""
+    rows = [row for row in figure_rows(metrics) if row.key in ("discrimination", "rejection_rate") or row.of_kind]
+    found = []
+    for task in dict.fromkeys(row.task for row in rows):
+        scores = metrics["scores"][task]
+        absent = {"": scores["negatives"], **scores["negatives"]["kinds"]}
+        own = sorted((row for row in rows if row.task == task), key=lambda row: row.key != "discrimination")
+        found.append({"task": task, "rows": [_kind_row(row, scores, absent) for row in own]})
+    return found
+
+
+def _kind_row(row: FigureRow, scores: Mapping[str, Any], absent: Mapping[str, Any]) -> dict[str, Any]:
+    if row.key == "discrimination":
+        n = scores["n"] - scores["negatives"]["n"] - scores.get("not_scored", 0)
+        plain = {"kind": False, "alarms": "", "alarms_interval": ""}
+        return {**_cells(row), "name": "what is there: found", "n": n, **plain}
+    figures = absent[row.of_kind]
+    return {
+        **_cells(row),
+        "name": row.of_kind or "what is absent: rejected",
+        "kind": bool(row.of_kind),
+        "n": figures["n"],
+        "alarms": number(figures["false_alarm_rate"]),
+        "alarms_interval": interval_text(figures["intervals"]["false_alarm_rate"]),
+    }
+
+
+_THRESHOLDS: Final = ("rejection_rate", "false_alarm_rate", "discrimination", "F1@0.5")
+
+
+def thresholds(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each task with a threshold, chosen here or brought: what it does to rejection and discrimination."""
+    found = []
+    for task, figures in metrics["threshold"].items():
+        if not (figures["chosen"] or figures["contract"]):
+            continue
+        names = {"without": "none", "chosen": "for the largest F1@0.5 here"}
+        if figures["contract"]:
+            own = figures["contract"]["chosen_on"]
+            names["contract"] = f"the contract’s, chosen on {own}"
+        found.append(
+            {"task": task, "rows": [_threshold_row(names[key], figures[key]) for key in names if figures[key]]}
+        )
+    return found
+
+
+def _threshold_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    cells = [(number(row[key]["estimate"]), interval_text(row[key])) for key in _THRESHOLDS]
+    return {"name": name, "threshold": f"{row['threshold']:.4f}" if row["threshold"] else "–", "cells": cells}
 
 
 def groups(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:

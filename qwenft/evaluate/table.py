@@ -7,16 +7,20 @@ from typing import Any, Final
 from qwenft.core.answer import Task
 from qwenft.core.events import printable
 from qwenft.core.samples import TASKS
+from qwenft.evaluate.rejection import of_kind
 
+_REJECTION: Final = (("negatives", "rejection_rate"), ("negatives", "false_alarm_rate"))
 _FIGURES: Final[Mapping[Task, Sequence[tuple[str, ...]]]] = {
     "grounding": (
         ("positives", "Acc@0.5"), ("positives", "Acc@0.75"), ("positives", "mean_iou"), ("positives", "F1@0.5"),
-        ("several", "precision@F1=1"), ("negatives", "rejection_rate"), ("negatives", "false_alarm_rate"),
-        ("parse_rate",),
+        ("several", "precision@F1=1"), ("several", "precision@0.5_of_several"), ("several", "recall@0.5_of_several"),
+        ("several", "F1@0.5_of_several"), ("several", "count_accuracy_of_several"),
+        *_REJECTION, ("positives", "discrimination"), ("parse_rate",),
     ),
     "detection": (
         ("AP",), ("AP50",), ("AP75",), ("APs",), ("APm",), ("APl",), ("AR1",), ("AR10",), ("AR100",), ("ARs",),
-        ("ARm",), ("ARl",), ("F1@0.5",), ("precision@0.5",), ("recall@0.5",), ("parse_rate",),
+        ("ARm",), ("ARl",), ("F1@0.5",), ("precision@0.5",), ("recall@0.5",), *_REJECTION, ("discrimination",),
+        ("parse_rate",),
     ),
     "caption": (("Bleu_1",), ("Bleu_4",), ("ROUGE_L",), ("CIDEr",), ("parse_rate",)),
 }  # fmt: skip
@@ -36,6 +40,8 @@ class FigureRow:
     difference: Mapping[str, Any] | None
     constant: float | None
     """Of the constant box, which looks at no picture."""
+    of_kind: str = ""
+    """Of this kind of negative alone."""
 
 
 def figure_rows(metrics: Mapping[str, Any]) -> Iterator[FigureRow]:
@@ -43,10 +49,7 @@ def figure_rows(metrics: Mapping[str, Any]) -> Iterator[FigureRow]:
     scores, baseline = metrics["scores"], metrics.get("baseline")
     constant = metrics.get("constant_box")
     for task in TASKS:
-        for path in _FIGURES[task] if task in scores else ():
-            if not _is_shown(scores[task], path):
-                continue
-            key = path[-1]
+        for key, path in _paths(task, scores[task]) if task in scores else ():
             base = baseline[task] if baseline else None
             yield FigureRow(
                 task,
@@ -57,14 +60,31 @@ def figure_rows(metrics: Mapping[str, Any]) -> Iterator[FigureRow]:
                 _interval(base, path),
                 metrics["difference"].get(task, {}).get(key) if baseline else None,
                 _at(constant, path) if task == "grounding" and path[0] == "positives" else None,
+                path[2] if path[:2] == ("negatives", "kinds") else "",
             )
 
 
+def _paths(task: Task, scores: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """What is shown, in order: its name and its place; behind the rejection of all negatives that of each kind."""
+    for path in _FIGURES[task]:
+        if not _is_shown(scores, path):
+            continue
+        yield path[-1], path
+        kinds = scores["negatives"]["kinds"] if path == _REJECTION[0] else {}
+        for kind in kinds if len(kinds) > 1 else ():
+            yield of_kind(kind), ("negatives", "kinds", kind, "rejection_rate")
+
+
 def _is_shown(scores: Mapping[str, Any], path: Sequence[str]) -> bool:
-    """A COCO results file has no parse rate; what is asked of nobody has no figure."""
+    """A COCO results file has no parse rate; what is asked of nobody has no figure.
+
+    Rejection and discrimination stand together or not at all.
+    """
     if path[0] == "several":
         return bool(scores["several"]["n"]["several"])
-    return path[0] in scores and (path[0] != "negatives" or bool(scores["negatives"]["n"]))
+    if path[0] == "negatives" or path[-1] == "discrimination":
+        return bool(scores["negatives"]["n"])
+    return path[0] in scores
 
 
 def _interval(scores: Mapping[str, Any] | None, path: Sequence[str]) -> Mapping[str, Any] | None:
@@ -142,6 +162,22 @@ def with_interval(difference: Mapping[str, Any] | None) -> str:
         return ""
     text = f"{difference['estimate']:+.3f}"
     return text if difference["low"] is None else f"{text} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+
+
+def threshold_text(task: str, figures: Mapping[str, Any]) -> str:
+    """What the chosen threshold of a task does; figures: of metrics.json, `threshold.<task>`."""
+    before, after = figures["without"], figures["chosen"]
+
+    def change(name: str) -> str:
+        return f"{number(before[name]['estimate'])} to {number(after[name]['estimate'])}"
+
+    if not after["threshold"]:
+        return f"no threshold on the score of {task} has a larger F1@0.5: predict leaves no box out"
+    return (
+        f"threshold {after['threshold']:.4f} on the score of {task}, for the largest F1@0.5: "
+        f"rejection rate {change('rejection_rate')}, discrimination {change('discrimination')}; "
+        "it stands in the contract now, and predict leaves boxes under it out (--threshold 0 does not)"
+    )
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:
