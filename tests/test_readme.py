@@ -43,9 +43,9 @@ print(json.dumps(results))
 """
 
 
-def commands() -> list[str]:
-    """The lines of README's console blocks, in order."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def commands(name: str = "README.md") -> list[str]:
+    """The lines of a README's console blocks, in order."""
+    text = (ROOT / name).read_text(encoding="utf-8")
     blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
@@ -102,3 +102,7 @@ def test_what_a_newcomer_needs_stands_in_the_first_forty_lines() -> None:
     shown = [re.search(r"!\[.+\]\((.+)\)", line) for line in head]
     pictures = [match.group(1) for match in shown if match]
     assert pictures and all((ROOT / path).is_file() for path in pictures)
+
+
+def test_both_languages_show_the_same_commands_in_the_same_order() -> None:
+    assert commands("README.zh-CN.md") == commands()
