@@ -305,6 +305,17 @@ def test_answers_of_another_call_are_never_mixed_nor_destroyed(
     assert path.read_text() == before
 
 
+def test_answers_with_another_threshold_are_not_taken_for_the_same(
+    stub: Stub, pictures: list[Path], tmp_path: Path
+) -> None:
+    call = {"lines": lines_of(pictures, 3), "model": "tiny", "root": tmp_path, "out": tmp_path / "a.jsonl"}
+    first = find(["-"], **call, threshold=0.5)
+    assert find(["-"], **call, threshold=0.5) == first
+    with pytest.raises(DataError, match=r"under a score of 0\.5, now it is 0$") as caught:
+        find(["-"], **call)
+    assert caught.value.hint.startswith("--threshold 0.5")
+
+
 def test_a_picture_whose_name_is_no_text_is_answered_and_kept(stub: Stub, tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9.png")
     odd.write_bytes(picture(1))

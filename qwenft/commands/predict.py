@@ -58,6 +58,12 @@ def predict(
         Score,
         typer.Option("--score", help="tokens: how sure of the coordinates; yes-no: the model asked back per box."),
     ] = Score.tokens,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", metavar="SCORE", help="Leave out boxes under this score; 0: none. Default: the contract's."
+        ),
+    ] = None,
     gpus: Gpus = None,
     batch_size: Batch = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON line an answer on stdout.")] = False,
@@ -86,7 +92,8 @@ def predict(
             answers,
             find_each(
                 images, text, task=task.value, ask=ask or "", lines=sys.stdin, run=run, model=model, gpus=gpus,
-                batch_size=batch_size, score=score.value, save=save, crop=crop, coco=coco, out=out, emit=screen.emit,
+                batch_size=batch_size, score=score.value, threshold=threshold, save=save, crop=crop, coco=coco,
+                out=out, emit=screen.emit,
             ),
         )  # fmt: skip
         if json:

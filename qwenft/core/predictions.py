@@ -1,7 +1,7 @@
 """Questions to the model and its predictions, as they stand in `predictions.jsonl` and in `predict --json`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -72,6 +72,24 @@ class Prediction:
     """The adapter's folder; None: the base model answered."""
     score_by: str = "tokens"
     """One of SCORES."""
+    threshold: float = 0.0
+    """Boxes of a lower score were left out."""
+
+    def above(self, threshold: float) -> "Prediction":
+        """The same answer without boxes of a lower score; where none is left of some, it says that there is none.
+
+        >>> box = Detected((0, 0, 9, 9), "dog", 0.4)
+        >>> unsure = Prediction(Question(Path("a.png"), "grounding", "dog"), "ok", (box,), "…", "…").above(0.5)
+        >>> unsure.status, unsure.objects, unsure.how
+        ('empty', (), '1 box under the threshold 0.5 left out')
+        """
+        kept = tuple(item for item in self.objects if item.score is None or item.score >= threshold)
+        left_out = len(self.objects) - len(kept)
+        if not left_out:
+            return replace(self, threshold=threshold)
+        said = f"{left_out} box{'es' * (left_out > 1)} under the threshold {threshold:.4g} left out"
+        how = f"{self.how}; {said}" if self.how else said
+        return replace(self, threshold=threshold, objects=kept, status=self.status if kept else "empty", how=how)
 
     def to_json(self) -> dict[str, Any]:
         """The form of a JSON line (design.md, section 1: predict)."""
@@ -94,6 +112,7 @@ class Prediction:
             "model": self.model,
             "adapter": self.adapter,
             **({"score_by": self.score_by} if self.score_by != "tokens" else {}),
+            **({"threshold": self.threshold} if self.threshold else {}),
         }
 
     @classmethod
@@ -127,4 +146,5 @@ class Prediction:
             model=value.get("model", ""),
             adapter=value.get("adapter"),
             score_by=str(value.get("score_by", "tokens")),
+            threshold=float(value.get("threshold", 0.0)),
         )

@@ -1,7 +1,7 @@
 """The body of `predict`: pictures and a text in, predictions and files out, each answer as soon as it is made."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import update_wrapper
@@ -38,6 +38,7 @@ def find_each(
     gpus: str | None = None,
     batch_size: int | None = None,
     score: str = "tokens",
+    threshold: float | None = None,
     save: Path | None = None,
     crop: Path | None = None,
     coco: Path | None = None,
@@ -49,14 +50,15 @@ def find_each(
 
     images: files, folders, globs, http(s) addresses, or "-" for `lines`.  text: a phrase or an instruction; categories
     with commas for task "detection"; None for task "caption".  ask: the prompt itself, in place of a text.
-    score: tokens, or yes-no: the model is asked back about each box.  save: a picture file for one answer, else a
+    score: tokens, or yes-no: the model is asked back about each box.  threshold: boxes of a lower score are left out;
+    unset: the contract's, if it has one and `score` is tokens; 0: none is.  save: a picture file for one answer, else a
     folder.  crop: a folder for each box cut out.  coco: a COCO results file.  out: a file of JSON lines, to which each
     answer is appended; a run that was killed goes on from it.
     A picture that cannot be read gives a prediction of status `error`, and the others are answered.
     Raises UsageError, ModelError, DeviceError, RunError; DataError where no picture at all can be read.
     """
     questions = make_questions(images, text, task, ask=ask, lines=lines)
-    _check(questions, score, coco)
+    _check(questions, score, threshold, coco)
     with fetched(questions, emit) as (files, not_fetched):
         questions = [replace(q, image=files[q.name]) if q.name in files else q for q in questions]
         drawings = Drawings(questions, save, crop, emit)
@@ -66,7 +68,8 @@ def find_each(
             raise _nothing_to_look_at(questions, unreadable)
         chosen = choose_answerer(run, model, root)
         emit(note(chosen.text()))
-        work = _Work(questions, chosen, unreadable, gpus, batch_size, score, emit)
+        thresholds = _thresholds({question.task for question in questions}, chosen, score, threshold, emit)
+        work = _Work(questions, chosen, unreadable, gpus, batch_size, score, thresholds, emit)
         answers = []
         for number, answer in enumerate(work.kept_and_new(out)):
             drawings.take(number, answer)
@@ -107,13 +110,32 @@ def unreadable_error(answers: Sequence[Prediction]) -> DataError | None:
     )
 
 
-def _check(questions: Sequence[Question], score: str, coco: Path | None) -> None:
+def _check(questions: Sequence[Question], score: str, threshold: float | None, coco: Path | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UsageError(f"a threshold is a score in [0, 1], not {threshold:g}", hint="--threshold 0.5")
     if score not in SCORES:
         raise UsageError(f"unknown score {score!r}", hint=nearest(score, SCORES))
     if score == "yes-no" and any(question.task == "caption" for question in questions):
         raise UsageError("--score yes-no asks about boxes; a caption has none", hint="leave out --score")
     if coco is not None:
         check_coco(coco, questions)
+
+
+def _thresholds(
+    tasks: Iterable[Task], chosen: Answerer, score: str, threshold: float | None, emit: Emit
+) -> dict[Task, float]:
+    """Task -> the score under which a box is left out: what was asked for, else what the contract has; said aloud."""
+    if threshold is not None:
+        return dict.fromkeys(tasks, threshold)
+    own = chosen.trained.thresholds if chosen.trained else {}
+    brought = {task: own[task] for task in sorted(tasks) if task in own and own[task].score}
+    if brought and score != "tokens":
+        emit(note(f"the contract's threshold is one of token probabilities: it does not apply to --score {score}"))
+        return {}
+    for kept in brought.values():
+        where = f"chosen on {kept.chosen_on}: --threshold 0 leaves none out"
+        emit(note(f"boxes under a score of {kept.score:.4g} are left out, {where}"))
+    return {task: kept.score for task, kept in brought.items()}
 
 
 def _unreadable(questions: Sequence[Question], look: Callable[[Path], object]) -> dict[Path, DataError]:
@@ -154,6 +176,7 @@ class _Work:
     gpus: str | None
     batch_size: int | None
     score: str
+    thresholds: Mapping[Task, float]
     emit: Emit
     _predictor: "Predictor | None" = field(default=None, init=False)
 
@@ -164,7 +187,7 @@ class _Work:
             return
         base = self.chosen.contract.base if self.chosen.contract else self.chosen.model
         adapter = str(self.chosen.adapter.absolute()) if self.chosen.adapter else None
-        file = AnswerFile(out, self.questions, (base, adapter, self.score))
+        file = AnswerFile(out, self.questions, (base, adapter, self.score), self.thresholds)
         try:
             done = len(file.kept)
             if done:
@@ -180,12 +203,12 @@ class _Work:
 
     def _scored(self, questions: Sequence[Question], before: int) -> Iterator[Prediction]:
         answers = self._answered(questions, before)
-        if self.score == "tokens":
-            yield from answers
-            return
-        from qwenft.predict.verify import rescored
+        if self.score != "tokens":
+            from qwenft.predict.verify import rescored
 
-        yield from rescored(self._load(), answers)
+            answers = rescored(self._load(), answers)
+        for answer in answers:
+            yield answer.above(self.thresholds.get(answer.question.task, 0.0))
 
     def _answered(self, questions: Sequence[Question], before: int) -> Iterator[Prediction]:
         """Answers in order, with an error in the place of each unreadable picture.
@@ -194,6 +217,8 @@ class _Work:
         next pass leaves the broken ones out.  Decoding everything before would cost more than it saves.
         """
         done = 0
+        if any(question.image not in self.unreadable for question in questions):
+            self._load()  # before anything is counted: it takes longest
         self.emit(progress("questions", before, len(self.questions)))
         while done < len(questions):
             readable = [question for question in questions[done:] if question.image not in self.unreadable]

@@ -372,9 +372,18 @@ class Predictor:
         )
         return self._prediction(question, read.status, objects, text=text, prompt=asked.prompt, how=read.how)
 
-    def _prediction(self, question: Question, status: Status, objects: tuple[Detected, ...], **said: str) -> Prediction:
+    def _prediction(
+        self,
+        question: Question,
+        status: Status,
+        objects: tuple[Detected, ...],
+        *,
+        text: str,
+        prompt: str,
+        how: str = "",
+    ) -> Prediction:
         adapter = str(self.adapter) if self.adapter else None
-        return Prediction(question, status, objects, **said, model=self.contract.base, adapter=adapter)
+        return Prediction(question, status, objects, text, prompt, how, self.contract.base, adapter)
 
 
 def torch_device(gpus: str | None, dtype: str) -> tuple[torch.device, torch.dtype]:

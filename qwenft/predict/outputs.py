@@ -5,12 +5,14 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Final
 
+from qwenft.core.answer import Task
 from qwenft.core.boxes import Size
 from qwenft.core.errors import DataError, UsageError
 from qwenft.core.events import Emit, note, warning
@@ -185,12 +187,19 @@ what stands in one batch together moves the last digits of a score, so only the 
 class AnswerFile:
     """Answers as JSON lines, each appended whole as soon as it is made; those that stand there already are kept.
 
+    answerer: model, adapter and kind of score.  thresholds: task -> the score under which boxes are left out.
     Raises DataError where the file holds something else, answers to other questions or of another model, or where
     another process writes it.
     """
 
-    def __init__(self, path: Path, questions: Sequence[Question], answerer: tuple[str, str | None, str]) -> None:
-        self.path = path.absolute()
+    def __init__(
+        self,
+        path: Path,
+        questions: Sequence[Question],
+        answerer: tuple[str, str | None, str],
+        thresholds: Mapping[Task, float] = MappingProxyType({}),
+    ) -> None:
+        self.path, self._thresholds = path.absolute(), thresholds
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)  # a line is one write
@@ -211,10 +220,19 @@ class AnswerFile:
         found, ends, end = [], [0], 0
         for number, line in enumerate(lines, 1):
             found.append(_kept(line, number, self.path, questions, answerer))
+            self._check_threshold(found[-1], number)
             end += len(line) + 1
             ends.append(end)
         count = len(found) if len(found) == len(questions) else len(found) // PORTION * PORTION
         return found[:count], ends[count]
+
+    def _check_threshold(self, answer: Prediction, number: int) -> None:
+        now = self._thresholds.get(answer.question.task, 0.0)
+        if answer.status != "error" and answer.threshold != now:
+            raise DataError(
+                f"{self.path}, line {number} leaves out boxes under a score of {answer.threshold:g}, now it is {now:g}",
+                hint=f"--threshold {answer.threshold!r}, or name another file",
+            )
 
     def append(self, answer: Prediction) -> None:
         """Add one whole line, in one write.  Raises DataError where the disk does not take it."""
