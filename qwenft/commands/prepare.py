@@ -13,7 +13,7 @@ def prepare(
     dataset: Annotated[str, typer.Option("--dataset", help="Hub id (owner/name[:config]), a folder or a file.")],
     out: Annotated[Path | None, typer.Option(help="Where to write. Default: data/NAME.")] = None,
     split: Annotated[list[str] | None, typer.Option("--split", help="Only this split; repeatable.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first N rows of each split.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The first N rows of each split.")] = None,
     task: Annotated[str, typer.Option(help="auto, grounding, detection or caption.")] = "auto",
     bbox_format: Annotated[
         str,
@@ -38,7 +38,7 @@ def prepare(
     ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Decides the division into splits.")] = 0,
     output_format: Annotated[str, typer.Option("--format", help="jsonl, or json (one array).")] = "jsonl",
-    preview: Annotated[int, typer.Option(min=0, help="How many pictures are drawn with their boxes.")] = 8,
+    preview: Annotated[int, typer.Option(help="How many pictures are drawn with their boxes.")] = 8,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")] = False,
     follow_links: Annotated[
         bool, typer.Option("--follow-links", help="Take pictures behind links that leave the folder.")
@@ -49,7 +49,7 @@ def prepare(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub data set.")] = None,
     send_token: Annotated[bool, typer.Option("--send-token", help="Let a mirror have your hub token.")] = False,
-    num_proc: Annotated[int, typer.Option(min=1, help="Processes that decode pictures.")] = 1,
+    num_proc: Annotated[int, typer.Option(help="Processes that decode pictures.")] = 1,
     export: Annotated[
         list[str] | None,
         typer.Option("--export", help="Also as qwen, swift, llamafactory, coco or yolo, under exports/; repeatable."),

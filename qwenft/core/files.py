@@ -70,6 +70,15 @@ def write_jsonl(path: Path, rows: Iterable[object]) -> int:
     return count
 
 
+def write_array(path: Path, rows: Iterable[object]) -> None:
+    """Write one JSON array, an item a line, whole or absent, never holding all of them."""
+    with _whole_file(path) as file:
+        file.write(b"[")
+        for number, row in enumerate(rows):
+            file.write(f"{',' if number else ''}\n{to_line(row)}".encode())
+        file.write(b"\n]\n")
+
+
 def to_line(value: object) -> str:
     """One JSON document on one line, as every JSONL file and `--json` output here has it."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False)

@@ -63,7 +63,7 @@ class Sample:
     @property
     def picture(self) -> str:
         """SHA-256 of the picture's bytes: the same picture has the same one in every data set."""
-        return self.image.rpartition("/")[2].rpartition(".")[0]
+        return picture_of(self.image)
 
     def to_json(self) -> dict[str, Any]:
         """The form of a line in `<split>.jsonl`."""
@@ -104,6 +104,15 @@ class Sample:
             captions=tuple(value.get("captions", ())),
             negative=value.get("negative"),
         )
+
+
+def picture_of(image: str) -> str:
+    """The hash in a picture's path.
+
+    >>> picture_of("images/ab/abc.jpg")
+    'abc'
+    """
+    return image.rpartition("/")[2].rpartition(".")[0]
 
 
 def _box(numbers: list[float]) -> Box:

@@ -1,8 +1,9 @@
-"""What is wrong with a data set as a whole: leaks, contradictions, boxes too small to be seen; pure."""
+"""What is wrong with a data set as a whole: leaks, contradictions, boxes too small to be seen."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from qwenft.core.boxes import PATCH, Box, Size, iou, smart_resize, to_input_px
 from qwenft.core.samples import Sample
 from qwenft.prepare.rows import counted
 from qwenft.prepare.splits import Overlap, overlaps
+from qwenft.prepare.spool import Ledger, tally
 
 MIN_PIXELS: Final = 3136
 MAX_PIXELS: Final = 1003520
@@ -156,17 +158,18 @@ def result_of(problem: object) -> str:
 
 def audit(splits: Splits, looks: Mapping[str, int]) -> Audit:
     """Look at the samples of all splits.  looks: picture's path -> its dhash."""
-    samples = [sample for part in splits.values() for sample in part]
-    labels = Counter(item.label for sample in samples if sample.task == "detection" for item in sample.objects)
-    repeated = Counter((s.picture, s.query) for s in samples if s.query)
+    seen = _Seen()
+    for samples in splits.values():
+        for sample in samples:
+            seen.add(sample)
     return Audit(
         shared=tuple(overlaps(splits)),
         alike=tuple(alike(splits, looks)),
-        contradictions=tuple(_contradictions(samples)),
-        repeated=sum(number - 1 for number in repeated.values()),
-        small=_small(samples),
-        labels=dict(sorted(labels.items(), key=lambda item: (-item[1], item[0]))),
-        spellings=tuple(_spellings(labels)),
+        contradictions=tuple(seen.contradictions.values()),
+        repeated=seen.repeated,
+        small=Small(seen.small, seen.shrunk, seen.boxes),
+        labels=dict(sorted(seen.labels.items(), key=lambda item: (-item[1], item[0]))),
+        spellings=tuple(_spellings(seen.labels)),
     )
 
 
@@ -178,8 +181,8 @@ def alike(splits: Splits, looks: Mapping[str, int]) -> Iterator[Alike]:
     """
     homes: dict[str, set[str]] = defaultdict(set)
     for split, samples in splits.items():
-        for sample in samples:
-            homes[sample.image].add(split)
+        for image in tally(samples).images:
+            homes[image].add(split)
     bands: dict[tuple[int, int], list[str]] = defaultdict(list)
     telling = [image for image in homes if PLAIN_BITS <= looks[image].bit_count() <= 256 - PLAIN_BITS]
     for image in telling:
@@ -217,35 +220,48 @@ def _pairs(
                 yield second, first, (other, one)
 
 
-def _contradictions(samples: Sequence[Sample]) -> Iterator[tuple[str, str]]:
-    asked: dict[tuple[str, str], list[Sample]] = defaultdict(list)
-    for sample in samples:
+@dataclass
+class _Seen:
+    """Samples looked at one by one."""
+
+    labels: Counter[str] = field(default_factory=Counter)
+    contradictions: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    repeated: int = 0
+    small: int = 0
+    shrunk: int = 0
+    boxes: int = 0
+    _asked: Ledger = field(default_factory=Ledger)
+    """(picture, question) -> who asked it first, with which boxes."""
+    _input_wh: dict[Size, Size] = field(default_factory=dict)
+
+    def add(self, sample: Sample) -> None:
         if sample.query:
-            asked[sample.image, " ".join(sample.query.casefold().split())].append(sample)
-    for same in asked.values():
-        first = [item.bbox for item in same[0].objects]
-        other = next((s for s in same[1:] if not _agree(first, [item.bbox for item in s.objects])), None)
-        if other is not None:
-            yield same[0].query or "", f"{same[0].id}, {other.id}"
+            self._look_at_question(sample, sample.query)
+        if sample.task == "detection":
+            self.labels.update(item.label for item in sample.objects)
+        wh = sample.image_wh
+        if wh not in self._input_wh:
+            self._input_wh[wh] = smart_resize(wh, MIN_PIXELS, MAX_PIXELS)
+        for item in sample.objects:
+            x1, y1, x2, y2 = to_input_px(item.bbox, wh, self._input_wh[wh])
+            self.boxes += 1
+            if min(x2 - x1, y2 - y1) < PATCH:
+                self.small += 1
+                self.shrunk += wh[0] * wh[1] > MAX_PIXELS
+
+    def _look_at_question(self, sample: Sample, query: str) -> None:
+        folded = " ".join(query.casefold().split())
+        boxes = [item.bbox for item in sample.objects]
+        first = self._asked.keep(sample.image, folded, value=json.dumps([sample.id, query, boxes]))
+        if first is not None:
+            first_id, first_query, first_boxes = json.loads(first)
+            self.repeated += query == first_query or self._asked.keep(sample.image, query, "as it is") is not None
+            if not _agree(first_boxes, boxes):
+                self.contradictions.setdefault((sample.image, folded), (first_query, f"{first_id}, {sample.id}"))
 
 
 def _agree(one: Sequence[Box], other: Sequence[Box]) -> bool:
     return len(one) == len(other) and all(max((iou(box, b) for b in other), default=0) >= SAME_BOX for box in one)
-
-
-def _small(samples: Sequence[Sample]) -> Small:
-    sizes: dict[Size, Size] = {}
-    boxes = shrunk = total = 0
-    for sample in samples:
-        wh = sample.image_wh
-        input_wh = sizes.setdefault(wh, smart_resize(wh, MIN_PIXELS, MAX_PIXELS))
-        for item in sample.objects:
-            x1, y1, x2, y2 = to_input_px(item.bbox, wh, input_wh)
-            total += 1
-            if min(x2 - x1, y2 - y1) < PATCH:
-                boxes += 1
-                shrunk += wh[0] * wh[1] > MAX_PIXELS
-    return Small(boxes, shrunk, total)
 
 
 def _spellings(labels: Mapping[str, int]) -> Iterator[tuple[str, ...]]:

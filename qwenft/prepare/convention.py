@@ -8,7 +8,7 @@ on hardly more rows than the best one, and where more than one stays possible th
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from qwenft.core.boxes import CONVENTIONS, Box, Size, to_xyxy
 from qwenft.core.errors import DataError
@@ -99,104 +99,121 @@ def misfit(numbers: Box, reading: str, image_wh: Size) -> str:
     return ""
 
 
-def weigh(observed: Sequence[Observed], readings: Iterable[str]) -> tuple[Evidence, ...]:
+class Weighed(NamedTuple):
+    """What the boxes say of each reading."""
+
+    boxes: int
+    evidence: tuple[Evidence, ...]
+    beyond: float
+    """How many of them would pass the sides of their pictures if they were spread over a frame of 1000."""
+
+
+def weigh(observed: Iterable[Observed], readings: Iterable[str]) -> Weighed:
     """Count for each reading how many boxes fit and how many refute it."""
-    found = []
-    for reading in readings:
-        refuted, example = 0, ""
-        for item in observed:
+    refuted, examples = dict.fromkeys(readings, 0), dict.fromkeys(readings, "")
+    boxes, beyond = 0, 0.0
+    for item in observed:
+        boxes += 1
+        width, height = item.image_wh
+        beyond += 1 - min(1, width / 1000) * min(1, height / 1000)
+        for reading in refuted:
             why = misfit(item.numbers, reading, item.image_wh)
             if why:
-                refuted += 1
-                example = example or f"{item.where}: {_numbers(item.numbers)}, {why}"
-        found.append(Evidence(reading, len(observed) - refuted, refuted, example))
-    return tuple(found)
+                refuted[reading] += 1
+                examples[reading] = examples[reading] or f"{item.where}: {_numbers(item.numbers)}, {why}"
+    evidence = tuple(Evidence(name, boxes - bad, bad, examples[name]) for name, bad in refuted.items())
+    return Weighed(boxes, evidence, beyond)
 
 
-def decide(observed: Sequence[Observed], readings: Sequence[str] = tuple(CONVENTIONS)) -> Verdict:
-    """Find the one reading that the boxes leave.
+def decide(observed: Iterable[Observed], readings: Sequence[str] = tuple(CONVENTIONS)) -> Verdict:
+    """Find the one reading that the boxes leave.  observed: can be read more than once.
 
     Raises DataError where none fits, and where more than one is left: it then shows three rows under each and the
     option to type.  Needs at least one box (ValueError).
     """
-    if not observed:
+    weighed = weigh(observed, readings)
+    if not weighed.boxes:
         raise ValueError("no boxes to decide by")
-    evidence = weigh(observed, readings)
-    candidates = _candidates(evidence, observed)
+    candidates = _candidates(weighed)
     best = min(item.refuted for item in candidates)
-    if best > (1 - MIN_FIT) * len(observed):
-        raise DataError(_none_fits(evidence, len(observed)), hint=f"--bbox-format {_fittest(evidence).reading}")
-    margin = max(1, math.ceil(DIRTY_SHARE * len(observed)))
+    if best > (1 - MIN_FIT) * weighed.boxes:
+        raise DataError(_none_fits(weighed), hint=f"--bbox-format {_fittest(weighed.evidence).reading}")
+    margin = max(1, math.ceil(DIRTY_SHARE * weighed.boxes))
     left = [item.reading for item in candidates if item.refuted < best + margin]
     if len(left) > 1 and not _same_boxes(left, observed):
-        raise DataError(_undecided(left, observed), hint=" or ".join(f"--bbox-format {name}" for name in left))
-    return Verdict(left[0], "found by refutation", len(observed), evidence)
+        text = _undecided(left, observed, weighed.boxes)
+        raise DataError(text, hint=" or ".join(f"--bbox-format {name}" for name in left))
+    return Verdict(left[0], "found by refutation", weighed.boxes, weighed.evidence)
 
 
 def confirm(
-    observed: Sequence[Observed], stated: str, by: str, readings: Sequence[str] = tuple(CONVENTIONS)
+    observed: Iterable[Observed], stated: str, by: str, readings: Sequence[str] = tuple(CONVENTIONS)
 ) -> Verdict:
     """Check a stated convention.  Raises DataError where the boxes refute it and fit another one."""
-    evidence = weigh(observed, dict.fromkeys((stated, *readings)))
+    boxes, evidence, _ = weigh(observed, dict.fromkeys((stated, *readings)))
     mine = next(item for item in evidence if item.reading == stated)
     rival = _fittest(evidence)
-    if mine.fits < MIN_FIT * len(observed) and rival.fits >= MIN_FIT * len(observed):
+    if mine.fits < MIN_FIT * boxes and rival.fits >= MIN_FIT * boxes:
         raise DataError(
-            f"the boxes should be {stated} ({by}), but only {mine.fits:,} of {len(observed):,} fit that, "
+            f"the boxes should be {stated} ({by}), but only {mine.fits:,} of {boxes:,} fit that, "
             f"e.g. {mine.example}; {rival.fits:,} fit {rival.reading}",
             hint=f"--bbox-format {rival.reading}, or --bbox-format {stated} to insist",
         )
-    return Verdict(stated, f"stated by {by}", len(observed), evidence)
+    return Verdict(stated, f"stated by {by}", boxes, evidence)
 
 
-def obey(observed: Sequence[Observed], convention: str) -> Verdict:
+def obey(observed: Iterable[Observed], convention: str) -> Verdict:
     """Take what the user said, and count how well it fits."""
-    readings = dict.fromkeys((convention, *CONVENTIONS))
-    return Verdict(convention, "given with --bbox-format", len(observed), weigh(observed, readings))
+    boxes, evidence, _ = weigh(observed, dict.fromkeys((convention, *CONVENTIONS)))
+    return Verdict(convention, "given with --bbox-format", boxes, evidence)
 
 
 def _fittest(evidence: Sequence[Evidence]) -> Evidence:
     return min(evidence, key=_failures)
 
 
-def _candidates(evidence: Sequence[Evidence], observed: Sequence[Observed]) -> list[Evidence]:
+def _candidates(weighed: Weighed) -> list[Evidence]:
     """All readings, but 0-1000 only where the numbers look like it.
 
     Under 0-1000 nearly anything fits, so no dirty row ever speaks against it.  But boxes spread over a frame of 1000
     would pass the sides of a smaller picture about as often as that frame passes the picture: where they hardly do, the
     numbers are pixels.
     """
-    pixels = next((item for item in evidence if item.reading == "xyxy"), None)
-    expected = sum(1 - min(1, w / 1000) * min(1, h / 1000) for w, h in (item.image_wh for item in observed))
-    if pixels is None or expected < 0.5 or pixels.refuted >= expected / 2:
-        return list(evidence)
-    return [item for item in evidence if item.reading != "xyxy_1000"]
+    pixels = next((item for item in weighed.evidence if item.reading == "xyxy"), None)
+    if pixels is None or weighed.beyond < 0.5 or pixels.refuted >= weighed.beyond / 2:
+        return list(weighed.evidence)
+    return [item for item in weighed.evidence if item.reading != "xyxy_1000"]
 
 
-def _same_boxes(readings: Sequence[str], observed: Sequence[Observed]) -> bool:
+def _same_boxes(readings: Sequence[str], observed: Iterable[Observed]) -> bool:
     """Whether the readings left give the same boxes, so that nothing hangs on the choice."""
     return all(
         math.dist(to_xyxy(item.numbers, readings[0], item.image_wh), to_xyxy(item.numbers, name, item.image_wh)) < 1e-6
-        for name in readings[1:]
         for item in observed
+        for name in readings[1:]
     )
 
 
-def _none_fits(evidence: Sequence[Evidence], total: int) -> str:
-    lines = [f"no bbox convention fits the {total:,} boxes:"]
-    lines += [f"  {e.reading}: {e.fits:,} fit; refuted by {e.example}" for e in sorted(evidence, key=_failures)]
+def _none_fits(weighed: Weighed) -> str:
+    lines = [f"no bbox convention fits the {weighed.boxes:,} boxes:"]
+    lines += [f"  {e.reading}: {e.fits:,} fit; refuted by {e.example}" for e in sorted(weighed.evidence, key=_failures)]
     lines.append(
         "Were the pictures resized after the boxes were drawn? --bbox-format takes what fits and rejects the rest."
     )
     return "\n".join(lines)
 
 
-def _undecided(left: Sequence[str], observed: Sequence[Observed]) -> str:
-    boxes, names = counted(len(observed), "box", "boxes"), ", ".join(left)
+def _undecided(left: Sequence[str], observed: Iterable[Observed], total: int) -> str:
+    boxes, names = counted(total, "box", "boxes"), ", ".join(left)
     lines = [f"{boxes} fit more than one convention ({names}). Look at three rows under each:"]
+    shown: dict[Box, Observed] = {}
+    for item in observed:
+        shown.setdefault(item.numbers, item)
+        if len(shown) == 3:
+            break
     for name in left:
         lines.append(f"  {name}")
-        for item in list({item.numbers: item for item in reversed(observed)}.values())[:-4:-1]:
+        for item in shown.values():
             box = _numbers(to_xyxy(item.numbers, name, item.image_wh))
             size = f"{item.image_wh[0]} x {item.image_wh[1]}"
             lines.append(f"    {item.where}: {_numbers(item.numbers)} -> x1, y1, x2, y2 = {box} of {size} px")

@@ -16,9 +16,9 @@ from typing import Final, NamedTuple
 
 from qwenft.core.boxes import Box, Size, area, iou
 from qwenft.core.samples import Sample, SceneObject
-from qwenft.prepare.checks import NO_LABEL
 from qwenft.prepare.rows import RawRow, counted
 from qwenft.prepare.splits import Division
+from qwenft.prepare.survey import NO_LABEL
 from qwenft.prepare.swaps import (
     FILLS,
     NEGATION,

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     ORIENTATION_UNDECIDED = "orientation-undecided"
     QUERY_EMPTY = "expression-empty"
     CAPTION_EMPTY = "caption-empty"
+    TEXT_BROKEN = "text-broken"
     BOX_ABSENT = "box-absent"
     BOX_UNREADABLE = "box-unreadable"
     BOX_NOT_FINITE = "box-not-finite"
@@ -69,6 +70,7 @@ EXPLANATIONS: Mapping[Reason, str] = {
     Reason.ORIENTATION_UNDECIDED: "the picture is stored turned and nothing says which way its boxes are meant",
     Reason.QUERY_EMPTY: "the expression is empty",
     Reason.CAPTION_EMPTY: "there is no caption",
+    Reason.TEXT_BROKEN: "a text holds half of a character (a lone surrogate), which no UTF-8 file can hold",
     Reason.BOX_ABSENT: "the row has no box column (null or [] would mean: not in the picture)",
     Reason.BOX_UNREADABLE: "the box is not four numbers",
     Reason.BOX_NOT_FINITE: "the box holds NaN or infinity",

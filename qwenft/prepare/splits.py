@@ -2,13 +2,17 @@
 
 import hashlib
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, combinations
 from typing import Final
 
-from qwenft.core.samples import Role, Sample
+from qwenft.core.samples import Role, Sample, picture_of
 from qwenft.prepare.rows import WHOLE, counted
+from qwenft.prepare.spool import tally
+
+Keep = Callable[[Iterable[Sample]], Sequence[Sample]]
+"""How samples are held: in a tuple, or as `Samples` on the disk."""
 
 NAMES: Final[Mapping[str, str]] = {
     "training": "train",
@@ -28,7 +32,7 @@ BENCHMARKS: Final = ("refcoco", "refcoco+", "refcocog", "refcocoplus", "refcoco-
 class Division:
     """The splits as they are written, in order."""
 
-    samples: Mapping[str, tuple[Sample, ...]]
+    samples: Mapping[str, Sequence[Sample]]
     roles: Mapping[str, Role]
     notes: tuple[str, ...]
 
@@ -54,22 +58,24 @@ def role_of(name: str) -> Role:
     return "test" if name.lower().startswith("test") else "held-out"
 
 
-def divide(by_split: Mapping[str, Sequence[Sample]], *, val_fraction: float, seed: int, source: str) -> Division:
+def divide(
+    by_split: Mapping[str, Sequence[Sample]], *, val_fraction: float, seed: int, source: str, keep: Keep = tuple
+) -> Division:
     """Give every data set a split to train on and one held out.
 
     by_split: samples by the source's split names.  A source without one of the two has one of its splits divided by
     picture: `val_fraction` of the pictures to `val`, the rest to `train`.  The same seed gives the same division.
     """
-    named: dict[str, tuple[Sample, ...]] = {}
+    filled: dict[str, Sequence[Sample]] = {}
     for name, samples in by_split.items():
-        key = file_name_of(NAMES.get(name.lower(), name))
-        named[key] = (*named.get(key, ()), *samples)
-    filled = {name: samples for name, samples in named.items() if samples}
+        if samples:
+            key = file_name_of(NAMES.get(name.lower(), name))
+            filled[key] = keep(chain(filled[key], samples)) if key in filled else samples
     roles = {name: role_of(name) for name in filled}
     notes: list[str] = []
     parent = _to_divide(filled, roles)
     if parent is not None:
-        train, held = _by_picture(filled[parent], val_fraction, seed)
+        train, held = _by_picture(filled[parent], val_fraction, seed, keep)
         notes += _division_notes(parent, train, held, filled, source)
         others = {name: samples for name, samples in filled.items() if name != parent}
         filled = {"train": train, **({"val": held} if held else {}), **others}
@@ -86,15 +92,15 @@ def _to_divide(filled: Mapping[str, Sequence[Sample]], roles: Mapping[str, Role]
 
 
 def _by_picture(
-    samples: Sequence[Sample], val_fraction: float, seed: int
-) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    pictures = sorted({sample.picture for sample in samples}, key=lambda name: _lot(name, seed))
+    samples: Sequence[Sample], val_fraction: float, seed: int, keep: Keep
+) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    pictures = sorted(map(picture_of, tally(samples).images), key=lambda name: _lot(name, seed))
     count = round(val_fraction * len(pictures))
     if val_fraction > 0 and len(pictures) > 1:
         count = min(max(count, 1), len(pictures) - 1)
     chosen = set(pictures[:count])
-    train = tuple(sample for sample in samples if sample.picture not in chosen)
-    return train, tuple(sample for sample in samples if sample.picture in chosen)
+    train = keep(sample for sample in samples if sample.picture not in chosen)
+    return train, keep(sample for sample in samples if sample.picture in chosen)
 
 
 def _lot(picture: str, seed: int) -> str:
@@ -123,7 +129,7 @@ def _division_notes(
     return notes
 
 
-def _ordered(splits: Mapping[str, tuple[Sample, ...]]) -> dict[str, tuple[Sample, ...]]:
+def _ordered(splits: Mapping[str, Sequence[Sample]]) -> dict[str, Sequence[Sample]]:
     first = [name for name in ("train", "val") if name in splits]
     return {name: splits[name] for name in (*first, *(name for name in splits if name not in first))}
 
@@ -141,14 +147,11 @@ class Overlap:
 
 def overlaps(splits: Mapping[str, Sequence[Sample]]) -> list[Overlap]:
     """Find the pairs of splits in which the same picture (by content) stands."""
-    pictures = {name: {sample.picture for sample in samples} for name, samples in splits.items()}
-    asked = {name: Counter((s.picture, s.query) for s in samples) for name, samples in splits.items()}
-    names = list(splits)
+    images = {name: tally(samples).images.keys() for name, samples in splits.items()}
     found = []
-    for number, one in enumerate(names):
-        for other in names[number + 1 :]:
-            shared = pictures[one] & pictures[other]
-            if shared:
-                same = sum(1 for key in asked[one] if key in asked[other])
-                found.append(Overlap(one, other, len(shared), same))
+    for one, other in combinations(splits, 2):
+        shared = images[one] & images[other]
+        if shared:
+            asked, again = ({(s.image, s.query) for s in splits[name] if s.image in shared} for name in (one, other))
+            found.append(Overlap(one, other, len(shared), len(asked & again)))
     return found

@@ -2,22 +2,24 @@
 
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from qwenft import __version__
-from qwenft.core.files import jsonable, to_line, write_json, write_jsonl, write_whole
+from qwenft.core.files import jsonable, write_array, write_json, write_jsonl
 from qwenft.core.samples import SCHEMA_VERSION, Manifest, Sample, SplitInfo
 from qwenft.prepare import preview
 from qwenft.prepare.audit import Audit, result_of
-from qwenft.prepare.checks import Frame, Sizes
 from qwenft.prepare.convention import MIN_FIT, Verdict
 from qwenft.prepare.negatives import Negatives
 from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Source, counted
 from qwenft.prepare.splits import Division
+from qwenft.prepare.spool import tally
+from qwenft.prepare.survey import Frame, Sizes
 
 Said = tuple[Literal["note", "warning"], str]
 
@@ -123,47 +125,37 @@ def write_dataset(
     folder: Path,
     made: Manifest,
     samples_of: Mapping[str, Sequence[Sample]],
-    bad_rows: Sequence[BadRow],
-    bad_objects: Sequence[BadObject],
+    bad_rows: Iterable[BadRow],
+    bad_objects: Iterable[BadObject],
     *,
     num_previews: int,
 ) -> None:
     """Write all files of a prepared data set but its pictures, the manifest last."""
     for split, samples in samples_of.items():
         write_samples(folder / made.splits[split].file, samples)
-    write_jsonl(folder / "rejected.jsonl", (*map(_bad_row, bad_rows), *map(_bad_object, bad_objects)))
+    write_jsonl(folder / "rejected.jsonl", chain(map(_bad_row, bad_rows), map(_bad_object, bad_objects)))
     if num_previews:
-        preview.draw(folder, list(samples_of.values()), num_previews)
+        preview.draw(folder, samples_of.values(), num_previews)
     write_json(folder / "manifest.json", made.model_dump(mode="json"))
 
 
-def write_samples(path: Path, samples: Sequence[Sample]) -> None:
+def write_samples(path: Path, samples: Iterable[Sample]) -> None:
     """Write samples one a line: as JSONL, or as one array where the name ends in .json."""
+    rows = (sample.to_json() for sample in samples)
     if path.suffix == ".jsonl":
-        write_jsonl(path, (sample.to_json() for sample in samples))
+        write_jsonl(path, rows)
     else:
-        write_whole(path, "[\n" + ",\n".join(to_line(sample.to_json()) for sample in samples) + "\n]\n")
+        write_array(path, rows)
 
 
-def _bad_row(bad: BadRow) -> dict[str, Any]:
-    return {
-        "source": bad.where,
-        "split": bad.split,
-        "what": "row",
-        "reason": str(bad.reason),
-        "detail": _detail(bad),
-        "row": jsonable(dict(bad.original)),
-    }
+def _bad_row(bad: BadRow) -> Any:
+    about = {"source": bad.where, "split": bad.split, "what": "row", "reason": bad.reason, "detail": _detail(bad)}
+    return jsonable(about | {"row": dict(bad.original)})
 
 
-def _bad_object(bad: BadObject) -> dict[str, Any]:
-    return {
-        "source": bad.where,
-        "what": "object",
-        "reason": str(bad.reason),
-        "detail": _detail(bad),
-        "row": jsonable(dict(bad.original)),
-    }
+def _bad_object(bad: BadObject) -> Any:
+    about = {"source": bad.where, "what": "object", "reason": bad.reason, "detail": _detail(bad)}
+    return jsonable(about | {"row": dict(bad.original)})
 
 
 def _detail(bad: BadRow | BadObject) -> str:
@@ -173,7 +165,8 @@ def _detail(bad: BadRow | BadObject) -> str:
 def manifest(report: Report, output_format: str) -> Manifest:
     """Put together the manifest."""
     division = report.division
-    about = {"kind": report.source.kind, **jsonable(dict(report.source.about)), "splits": list(report.source.splits)}
+    source = report.source
+    about = jsonable({"kind": source.kind, **source.about, "splits": source.splits})
     bbox = {} if report.verdict is None else report.verdict.to_json()
     if report.turned:
         bbox |= {"exif": report.frame, "exif_votes": dict(report.exif_votes)}
@@ -181,22 +174,22 @@ def manifest(report: Report, output_format: str) -> Manifest:
         schema_version=SCHEMA_VERSION,
         name=report.name,
         source=about,
-        command=report.options_command,
+        command=jsonable(report.options_command),
         versions=_versions(report.source.kind),
         splits={
             split: SplitInfo(
                 file=f"{split}.{output_format}",
                 role=division.roles[split],
-                samples=len(samples),
-                pictures=len({sample.image for sample in samples}),
-                tasks=dict(Counter(sample.task for sample in samples)),
+                samples=found.samples,
+                pictures=len(found.images),
+                tasks=dict(found.tasks),
             )
-            for split, samples in division.samples.items()
+            for split, found in ((split, tally(samples)) for split, samples in division.samples.items())
         },
         bbox=jsonable(bbox),
         counts={**report.counts, "turned": report.turned, "converted": report.converted},
         checks=_checks(report),
-        notes=[text for _, text in spoken(report)],
+        notes=jsonable([text for _, text in spoken(report)]),
     )
 
 

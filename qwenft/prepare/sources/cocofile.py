@@ -174,6 +174,10 @@ class Original(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._annotations.original(self._number))
 
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        """Written down, it is the annotation alone, without all the others of its file."""
+        return (dict, (self._annotations.original(self._number),))
+
 
 @dataclass(frozen=True)
 class CocoFile:
