@@ -37,11 +37,13 @@ def evaluate(
         ),
     ] = None,
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Score this file of answers; no model is read.")
+        Path | None, typer.Option("--predictions", help="Score these lines of predict, or COCO results.")
     ] = None,
     references: Annotated[
         Path | None,
-        typer.Option("--references", help="COCO instances file that --predictions answers."),
+        typer.Option(
+            "--references", help="COCO file that the ids of --predictions are of; the truth too, without --data."
+        ),
     ] = None,
     gpus: Gpus = None,
     batch_size: Batch = None,
@@ -87,14 +89,20 @@ def _score_file(
     screen: "Screen", predictions: Path, data: list[str], split: str | None, references: Path | None, *, json: bool
 ) -> None:
     from qwenft.core.samples import open_dataset
+    from qwenft.evaluate.coco_files import score_coco_files
     from qwenft.evaluate.existing import evaluate_predictions
 
     if len(data) > 1:
         raise UsageError(
             "one file of answers is scored on one data set", hint=f"qwenft eval --predictions {predictions} --data …"
         )
-    prepared = None if references else open_dataset(data[0] if data else None)
-    metrics = evaluate_predictions(predictions, data=prepared, split=split, references=references)
+    if references is not None and not data:
+        named = {"predictions": str(predictions.absolute()), "references": str(references.absolute())}
+        metrics: dict[str, object] = {**named, "scores": {"detection": score_coco_files(predictions, references)}}
+    else:
+        dataset = open_dataset(data[0] if data else None)
+        result = evaluate_predictions(predictions, data=dataset, split=split, references=references, emit=screen.emit)
+        metrics = result.to_json()
     if json:
         screen.result(metrics)
     else:

@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from qwenft.core.boxes import Box
 from qwenft.core.errors import DataError
@@ -22,19 +22,15 @@ def score_coco_files(results: Path, references: Path) -> dict[str, Any]:
     A missing score counts as 1.0.  Raises DataError naming the file and the entry that does not fit.
     """
     truth, answers = read_json(references), read_json(results)
-    if not isinstance(truth, dict) or not all(isinstance(truth.get(k), list) for k in _PARTS):
-        raise DataError(
-            f"{references} is no COCO instances file: it needs the lists {', '.join(_PARTS)}",
-            hint="give the file that the pictures were annotated in, e.g. instances_val2017.json",
-        )
+    check_parts(truth, references, ("images", "annotations", "categories"))
     if not isinstance(answers, list):
         raise DataError(
             f"{results} is no COCO results file: it must be one list of objects",
             hint="for predictions of qwenft: qwenft eval --predictions FILE --data …",
         )
-    known = _by_id(truth["categories"], references)
+    known = by_id(truth["categories"], references)
     categories = {id_: number for number, id_ in enumerate(known)}
-    images = list(_by_id(truth["images"], references))
+    images = list(by_id(truth["images"], references))
     true = _read_boxes(truth["annotations"], references, images, lambda item: _true_box(item, categories))
     found = _read_boxes(answers, results, images, lambda item: _found_box(item, categories))
     unknown = Counter(str(item["category_id"]) for item in answers if item["category_id"] not in categories)
@@ -43,11 +39,17 @@ def score_coco_files(results: Path, references: Path) -> dict[str, Any]:
     return detection_figures(scenes, [str(image) for image in images], _shown_names(known), scores, unknown)
 
 
-_PARTS: Final = ("images", "annotations", "categories")
+def check_parts(document: Any, path: Path, parts: Sequence[str]) -> None:
+    """Raises DataError where a COCO file lacks one of these lists."""
+    if not isinstance(document, dict) or not all(isinstance(document.get(part), list) for part in parts):
+        raise DataError(
+            f"{path} is no COCO instances file: it needs the lists {', '.join(parts)}",
+            hint="give the file that the pictures were annotated in, e.g. instances_val2017.json",
+        )
 
 
-def _by_id(items: list[Any], path: Path) -> dict[Any, dict[str, Any]]:
-    """Sorted, as COCOeval goes through them: their order decides between equal scores."""
+def by_id(items: list[Any], path: Path) -> dict[Any, dict[str, Any]]:
+    """Images or categories by id.  Sorted, as COCOeval goes through them: their order decides between equal scores."""
     try:
         return {item["id"]: item for item in sorted(items, key=lambda item: item["id"])}
     except (KeyError, TypeError) as error:
@@ -80,7 +82,7 @@ def _read_boxes(
 
 
 def _true_box(item: Mapping[str, Any], categories: Mapping[Any, int]) -> TrueBox:
-    box = _xywh(item["bbox"])
+    box = xywh(item["bbox"])
     own_area = item.get("area")
     return TrueBox(
         categories[item["category_id"]],
@@ -91,11 +93,12 @@ def _true_box(item: Mapping[str, Any], categories: Mapping[Any, int]) -> TrueBox
 
 
 def _found_box(item: Mapping[str, Any], categories: Mapping[Any, int]) -> FoundBox:
-    category, box, score = categories.get(item["category_id"]), _xywh(item["bbox"]), item.get("score")
+    category, box, score = categories.get(item["category_id"]), xywh(item["bbox"]), item.get("score")
     return FoundBox(category, box, 1.0 if score is None else float(score))
 
 
-def _xywh(numbers: Any) -> Box:
+def xywh(numbers: Any) -> Box:
+    """Four numbers as a box.  Raises ValueError or TypeError for what is none."""
     x, y, w, h = (float(n) for n in numbers)
     if not math.isfinite(x + y + w + h):
         raise ValueError(f"a box needs four finite numbers, got {numbers}")

@@ -1,46 +1,76 @@
 """Answers that exist already are scored: predict's lines, COCO results of any tool, and two runs side by side."""
 
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qwenft.core.errors import RunError, UsageError, nearest
+from qwenft.core.errors import RunError, nearest
+from qwenft.core.events import Emit, ignore, note
 from qwenft.core.files import read_json
+from qwenft.core.predictions import Prediction
+from qwenft.core.runs import CONTRACT_FILE, Contract
 from qwenft.core.samples import PreparedDataset
-from qwenft.evaluate.coco_files import score_coco_files
+from qwenft.evaluate.coco_answers import coco_answers, is_coco_results
 from qwenft.evaluate.compare import compare_predictions
-from qwenft.evaluate.match import load_predictions
-from qwenft.evaluate.score import eyeless_baseline, score_predictions, scored_split
+from qwenft.evaluate.match import load_predictions, match_predictions
+from qwenft.evaluate.report import Evaluation
+from qwenft.evaluate.run import EvalResult, command_of, measured, write_evaluation
+from qwenft.evaluate.score import score_predictions, scored_split
 
 
 def evaluate_predictions(
     predictions: Path,
     *,
-    data: PreparedDataset | None = None,
+    data: PreparedDataset,
     split: str | None = None,
     references: Path | None = None,
-) -> dict[str, Any]:
-    """Score answers that exist already; no model is read and nothing is written.
+    root: Path | None = None,
+    emit: Emit = ignore,
+) -> EvalResult:
+    """Score answers that exist already against a split (unset: the held-out one); no model is read.
 
-    With `data`: JSON lines of `predict` against a split (unset: the held-out one).  With `references`: a COCO results
-    file against an instances file.  Raises UsageError unless it is exactly one of the two, DataError for their content.
+    predictions: JSON lines of `predict` or of another tool, or a COCO results file, whose ids `references` explains
+    (see `coco_answers`; questions for captions are left out then).  Figures and report.html are written into
+    runs/predictions-<name>/eval/<data>-<split>/ under `root`, as those of a run, so that `--compare` takes them too.
+    Raises DataError for what does not fit.
     """
-    if references is not None and data is None:
-        scores = {"detection": score_coco_files(predictions, references)}
-        return {"predictions": str(predictions.absolute()), "references": str(references.absolute()), "scores": scores}
-    if data is not None and references is None:
-        chosen = scored_split(data, split)
-        samples = data.samples(chosen)
-        return {
-            "predictions": str(predictions.absolute()),
-            "data": str(data.path),
-            "split": chosen,
-            "scores": score_predictions(samples, load_predictions(predictions)),
-            "constant_box": eyeless_baseline(data, chosen, samples),
-        }
-    raise UsageError(
-        "predictions are scored either against a prepared data set or against --references",
-        hint=f"qwenft eval --predictions {predictions} --data …",
-    )
+    chosen = scored_split(data, split)
+    samples = data.samples(chosen)
+    if references is not None or is_coco_results(predictions):
+        samples = tuple(sample for sample in samples if sample.task != "caption")
+        answers = coco_answers(predictions, samples, references, emit)
+    else:
+        answers = load_predictions(predictions)
+    ours = [prediction for _, prediction in match_predictions(samples, answers)]
+    trained = _contract_of(answers)
+    inputs = {"predictions": predictions, "references": references, "data": data.path, "split": split}
+    metrics = {
+        **measured(data, chosen, samples, ours=ours, trained=trained),
+        "run": None,
+        "model": _one_of(answer.model for answer in answers) or predictions.name,
+        "adapter": _one_of(answer.adapter for answer in answers),
+        "asked": None,
+        "inputs": {name: None if value is None else str(value) for name, value in inputs.items()},
+    }
+    contract = asdict(trained) if trained else None
+    evaluation = Evaluation(metrics, samples, ours, None, data.path, command_of(metrics["inputs"]), contract)
+    home = (root or Path.cwd()).absolute() / "runs" / f"predictions-{predictions.stem}" / "eval"
+    result = write_evaluation(home / f"{data.name}-{chosen}", evaluation)
+    emit(note(f"report: {result.report}"))
+    return result
+
+
+def _one_of(names: Iterable[str | None]) -> str | None:
+    """What all answers name; None where they do not agree."""
+    found = set(names)
+    return found.pop() if len(found) == 1 else None
+
+
+def _contract_of(answers: Sequence[Prediction]) -> Contract | None:
+    """The contract of the adapter that all answers name, where it still stands."""
+    adapter = _one_of(answer.adapter for answer in answers)
+    return Contract.read(Path(adapter)) if adapter and (Path(adapter) / CONTRACT_FILE).is_file() else None
 
 
 def compare_runs(first: str, second: str, *, root: Path | None = None) -> list[dict[str, Any]]:

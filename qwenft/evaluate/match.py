@@ -93,7 +93,7 @@ def _with_ids(samples: Sequence[Sample], predictions: Sequence[Prediction]) -> S
         if asked.id:
             named.append(prediction)
             continue
-        found = free.get((_picture_of(asked.image), asked.task, *_asked(asked.query, asked.categories)))
+        found = free.get((picture_of(asked.image), asked.task, *_asked(asked.query, asked.categories)))
         if not found:
             what = asked.query or ", ".join(asked.categories) or asked.task
             raise DataError(
@@ -109,8 +109,10 @@ def _asked(query: str | None, categories: Sequence[str]) -> Sequence[str]:
     return sorted(word.strip().casefold() for word in (query or "", *categories))
 
 
-def _picture_of(path: Path) -> str:
-    """SHA-256 of a picture's content; a picture of a prepared data set is named by it."""
+def picture_of(path: Path) -> str:
+    """SHA-256 of a picture's content, as `Sample.picture`; a picture of a prepared data set is named by it, and its
+    file is not read.  Empty: there is no such file.
+    """
     if re.fullmatch("[0-9a-f]{64}", path.stem):
         return path.stem
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

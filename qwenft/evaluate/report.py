@@ -69,6 +69,7 @@ def render_report(evaluation: Evaluation, *, thumbnail_bytes: int = BUDGET_BYTES
         confusion=sections.confusion(evaluation.metrics["scores"]),
         pictures=_pictures(answers),
         unreadable=sum("unparsable" in _statuses(record) for record in answers["records"]),
+        file=evaluation.metrics["inputs"].get("predictions"),
         command=evaluation.command,
         contract=_contract_text(evaluation.contract),
     )
@@ -82,7 +83,10 @@ def _embedded(value: object) -> str:
 
 
 def _title(metrics: Mapping[str, Any]) -> str:
-    return f"{metrics['run'] or metrics['model']} on {metrics['data']}, {metrics['split']}"
+    """Who answered what; answers from a file go by its name."""
+    file = metrics["inputs"].get("predictions")
+    who = metrics["run"] or (Path(file).name if file else metrics["model"])
+    return f"{who} on {metrics['data']}, {metrics['split']}"
 
 
 def _answers(evaluation: Evaluation, thumbnail_bytes: int) -> dict[str, Any]:

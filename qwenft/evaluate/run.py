@@ -146,25 +146,29 @@ def evaluate_data(
 
 
 def _written(folder: Path, metrics: Mapping[str, Any], subject: Answerer, exam: _Exam, answers: _Answers) -> EvalResult:
-    page = render_report(
-        Evaluation(
-            metrics,
-            exam.samples,
-            answers.ours,
-            answers.baseline,
-            exam.dataset.path,
-            command_of(metrics["inputs"]),
-            asdict(subject.contract) if subject.contract else None,
-            tuple(subject.run.read_events()) if subject.run else (),
-        )
+    evaluation = Evaluation(
+        metrics,
+        exam.samples,
+        answers.ours,
+        answers.baseline,
+        exam.dataset.path,
+        command_of(metrics["inputs"]),
+        asdict(subject.contract) if subject.contract else None,
+        tuple(subject.run.read_events()) if subject.run else (),
     )
+    return write_evaluation(folder, evaluation)
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation) -> EvalResult:
+    """Write an evaluation into its folder, whole or not at all, in the place of an earlier one."""
+    page = render_report(evaluation)
     with whole_folder(folder) as staging:
-        write_jsonl(staging / "predictions.jsonl", [p.to_json() for p in answers.ours])
-        if answers.baseline is not None:
-            write_jsonl(staging / "baseline-predictions.jsonl", [p.to_json() for p in answers.baseline])
-        write_json(staging / "metrics.json", metrics)
+        write_jsonl(staging / "predictions.jsonl", [p.to_json() for p in evaluation.ours])
+        if evaluation.theirs is not None:
+            write_jsonl(staging / "baseline-predictions.jsonl", [p.to_json() for p in evaluation.theirs])
+        write_json(staging / "metrics.json", evaluation.metrics)
         write_whole(staging / REPORT, page.encode("utf-8", "replace"))
-    return EvalResult(folder, metrics)
+    return EvalResult(folder, evaluation.metrics)
 
 
 def _keep_thresholds(subject: Answerer, exam: _Exam, metrics: Mapping[str, Any], emit: Emit) -> None:
@@ -280,16 +284,11 @@ def _load_predictor(subject: Answerer, gpus: str | None, emit: Emit) -> "Predict
 
 
 def _metrics(subject: Answerer, exam: _Exam, answers: _Answers) -> dict[str, Any]:
-    samples, theirs, contract = exam.samples, answers.baseline, answers.contract
+    contract = answers.contract
     return {
-        "when": time.strftime("%Y-%m-%d %H:%M"),
-        "data": exam.dataset.name,
-        "data_path": str(exam.dataset.path),
-        "split": exam.split,
-        "role": exam.dataset.manifest.splits[exam.split].role,
-        "samples": {"scored": len(samples), "of": exam.num_samples_of_split},
-        "pictures": len({sample.picture for sample in samples}),
-        "trained_on": trained_on(subject.trained, samples),
+        **measured(
+            exam.dataset, exam.split, exam.samples, ours=answers.ours, theirs=answers.baseline, trained=subject.trained
+        ),
         "run": subject.run.name if subject.run else None,
         "model": subject.model,
         "adapter": str(subject.adapter) if subject.adapter else None,
@@ -298,11 +297,35 @@ def _metrics(subject: Answerer, exam: _Exam, answers: _Answers) -> dict[str, Any
             "max_pixels": contract.max_pixels,
             "prompts": asdict(contract.prompts),
         },
-        "scores": score_predictions(samples, answers.ours),
+    }
+
+
+def measured(
+    dataset: PreparedDataset,
+    split: str,
+    samples: Sequence[Sample],
+    *,
+    ours: Sequence[Prediction],
+    theirs: Sequence[Prediction] | None = None,
+    trained: Contract | None,
+) -> dict[str, Any]:
+    """What metrics.json holds whoever answered.  samples: of the split, with their predictions in the same order;
+    theirs: the base model's; trained: the contract of what was trained, if it is known.
+    """
+    return {
+        "when": time.strftime("%Y-%m-%d %H:%M"),
+        "data": dataset.name,
+        "data_path": str(dataset.path),
+        "split": split,
+        "role": dataset.manifest.splits[split].role,
+        "samples": {"scored": len(samples), "of": len(dataset.samples(split))},
+        "pictures": len({sample.picture for sample in samples}),
+        "trained_on": trained_on(trained, samples),
+        "scores": score_predictions(samples, ours),
         "baseline": None if theirs is None else score_predictions(samples, theirs),
-        "difference": None if theirs is None else compare_predictions(samples, answers.ours, theirs),
-        "threshold": threshold_figures(samples, answers.ours, subject.trained.thresholds if subject.trained else {}),
-        "constant_box": eyeless_baseline(exam.dataset, exam.split, samples),
+        "difference": None if theirs is None else compare_predictions(samples, ours, theirs),
+        "threshold": threshold_figures(samples, ours, trained.thresholds if trained else {}),
+        "constant_box": eyeless_baseline(dataset, split, samples),
         "versions": _versions(),
     }
 
