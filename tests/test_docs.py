@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 import typer
+from prepare_inputs import write_coco
 
 from qwenft.cli import app
 from qwenft.core.config import make_config
@@ -168,3 +169,13 @@ def test_a_chinese_page_shows_the_commands_of_its_english_one_in_their_order(pat
         return [re.sub(r"\s+#.*", "", line) for block in found for line in block.splitlines()]
 
     assert blocks(path) == blocks(ROOT / "docs" / path.name)
+
+
+@pytest.mark.parametrize("name", ["docs/data.md", "docs/zh/data.md", "docs/export.md"])
+def test_the_python_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(tmp_path / "my" / "coco-folder", count=4)
+    monkeypatch.chdir(tmp_path)
+    blocks = [body for _, kind, body in FENCE.findall(text_of(ROOT / name)) if kind == "python"]
+    assert blocks
+    for block in blocks:
+        exec(compile(block, name, "exec"), {})
