@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,7 +14,8 @@ from PIL import Image
 from qwenft.core.boxes import smart_resize
 from qwenft.core.runs import Contract
 from qwenft.demo import scenes
-from qwenft.demo.scenes import Figure, Scene, make_scene, write_scenes
+from qwenft.demo.language import Figure
+from qwenft.demo.scenes import Scene, make_scene, write_scenes
 
 TINY = Path(scenes.__file__).parent / "assets" / "tiny"
 EXPRESSION = re.compile(
@@ -69,20 +69,24 @@ def box_of_pixels(image: Image.Image, figure: Figure, margin: int) -> tuple[int,
     return (left + columns.min(), top + rows.min(), left + columns.max() + 1, top + rows.max() + 1)
 
 
+def asked_of(scene: Scene) -> list[tuple[str, Figure]]:
+    return [(question.text, *question.figures) for question in scene.questions]
+
+
 seeds = st.integers(0, 2**32).map(lambda seed: make_scene(random.Random(seed)))
 
 
 @given(seeds)
 @settings(max_examples=150, deadline=None)
 def test_every_expression_names_exactly_one_figure(scene: Scene) -> None:
-    for expression, figure in scene.questions:
+    for expression, figure in asked_of(scene):
         assert figures_meant(expression, scene.figures) == [figure], expression
 
 
 @given(seeds)
 @settings(max_examples=150, deadline=None)
 def test_what_tells_a_figure_from_the_others_is_large_enough_to_be_seen(scene: Scene) -> None:
-    for expression, figure in scene.questions:
+    for expression, figure in asked_of(scene):
         words = EXPRESSION.fullmatch(expression)
         assert words
         rivals = [f for f in scene.figures if f is not figure and words["shape"] in (f.shape, "object")]
@@ -117,7 +121,7 @@ def test_no_picture_is_resized_by_the_embedded_model(scene: Scene) -> None:
 
 
 def test_all_kinds_of_expressions_are_asked_in_fair_shares() -> None:
-    expressions = [words for seed in range(300) for words, _ in make_scene(random.Random(seed)).questions]
+    expressions = [words for seed in range(300) for words, _ in asked_of(make_scene(random.Random(seed)))]
     kinds = Counter(kind_of(expression) for expression in expressions)
     assert set(kinds) == {"look", "size", "end", "relation"}
     assert min(kinds.values()) > 0.1 * kinds.total()
@@ -125,7 +129,7 @@ def test_all_kinds_of_expressions_are_asked_in_fair_shares() -> None:
 
 def test_no_question_is_asked_twice_about_a_picture() -> None:
     for seed in range(300):
-        asked = [expression for expression, _ in make_scene(random.Random(seed)).questions]
+        asked = [question.text for question in make_scene(random.Random(seed)).questions]
         assert len(asked) == len(set(asked))
 
 
@@ -153,11 +157,10 @@ def test_train_and_val_share_no_picture(tmp_path: Path) -> None:
     assert not pixels["train"] & pixels["val"]
 
 
-def test_a_picture_drawn_before_is_not_taken_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_picture_drawn_before_is_not_taken_again(tmp_path: Path) -> None:
     first, second = (make_scene(random.Random(seed)) for seed in (1, 2))
     drawn = iter([first, first, second])
-    monkeypatch.setattr(scenes, "make_scene", lambda rng: next(drawn))
-    folder = write_scenes(tmp_path, num_train=1, num_val=1, seed=0)
+    folder = write_scenes(tmp_path, num_train=1, num_val=1, seed=0, make=lambda rng: next(drawn))
     assert Image.open(folder / "images" / "val-0000.png").tobytes() == second.image.tobytes()
 
 

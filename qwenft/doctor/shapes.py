@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from PIL import Image, ImageDraw
 
 from qwenft.core.boxes import FACTOR, Box, Size, smart_resize
-from qwenft.demo.scenes import SHAPES
+from qwenft.demo.outlines import OUTLINES
 
 COLOURS: Final = {
     "red": (210, 40, 40),
@@ -24,7 +24,7 @@ COLOURS: Final = {
     "black": (20, 20, 20),
 }
 NAMES: Final = ("circle", "square", "triangle", "star", "cross", "diamond", "heart")
-"""Of demo.scenes.SHAPES: those that are told apart when they are filled."""
+"""Of demo.outlines.OUTLINES: those that are told apart when they are filled."""
 SCALE: Final = 2
 """How many times larger than the model sees it a picture is."""
 SIDE: Final = 448
@@ -87,7 +87,7 @@ def _draw(rng: random.Random, wh: Size) -> tuple[Image.Image, str, Box]:
 
 
 def _fill(image: Image.Image, name: str, colour: tuple[int, int, int], at: tuple[int, int], side: int) -> Box:
-    line = SHAPES[name]()[0]
+    line = OUTLINES[name]()[0]
     left, top = (min(point[axis] for point in line) for axis in (0, 1))
     width, height = (max(point[axis] for point in line) - least for axis, least in ((0, left), (1, top)))
     mask = Image.new("L", image.size)

@@ -123,10 +123,12 @@ def _asked(encoder: Encoder) -> list[_Asked]:
         scene = make_scene(rng)
         if not scene.questions:
             continue
-        query, figure = scene.questions[0]
-        encoded = encoder.asked(encoder.picture(scene.image), encoder.contract.prompts.text("grounding", query))
+        question = scene.questions[0]
+        prompt = encoder.contract.prompts.text("grounding", question.text)
+        encoded = encoder.asked(encoder.picture(scene.image), prompt)
         end = len(encoded.input_ids) - encoded.input_ids[::-1].index(image_id)
-        text = write_answer([(tuple(map(float, figure.box_xyxy)), query)], encoded.picture.input_wh)  # type: ignore[list-item]
+        boxes = [(figure.box_xyxy, question.text) for figure in question.figures]
+        text = write_answer(boxes, encoded.picture.input_wh)
         answer = encoder.processor.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         prefix = Prefix(tuple(encoded.input_ids[:end]), encoded.picture)
         asked.append(_Asked(prefix, [*encoded.input_ids[end:], *answer]))
