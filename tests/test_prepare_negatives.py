@@ -15,7 +15,7 @@ from prepare_inputs import DATA, good_rows, picture, write_records
 from qwenft.core.errors import UsageError
 from qwenft.core.samples import PreparedDataset, Sample, SceneObject
 from qwenft.prepare.build import prepare_dataset
-from qwenft.prepare.negatives import add_negatives
+from qwenft.prepare.questions import Wanted, more_questions
 from qwenft.prepare.splits import Division
 from qwenft.prepare.swaps import COLOURS, side_swaps, worded_swaps
 
@@ -61,80 +61,102 @@ def made_in(data: PreparedDataset) -> list[Sample]:
 FORMS = {
     "position": (r"(.+) in the (left|right|upper|lower) half of the picture", r"图片(左|右|上|下)半部分的(.+)"),
     "relation": (r"(.+) (to the left of|to the right of|above|below) the (.+)", r"(.+)(左边|右边|上方|下方)的(.+)"),
-    "fills": (r"(.+) that fills most of the picture", r"占满大部分画面的(.+)"),
+    "wider": (r"(.+) wider than half of the picture", r"比半张图片还宽的(.+)"),
     "tiny": (r"tiny (.+) that covers less than a fiftieth of the picture", r"不到画面五十分之一的小(.+)"),
 }
+Verdict = bool | None
+"""Whether a box is meant; None: the annotations do not decide it."""
+
+
+def decide(yes: bool, no: bool) -> Verdict:
+    return True if yes else False if no else None
 
 
 class Judge:
-    """Says whether a text is refuted by a COCO file's annotations of a picture."""
+    """Says what a text means by a COCO file's annotations of a picture."""
 
     def __init__(self, folder: Path) -> None:
         document = json.loads((folder / "instances.json").read_text())
         names = {category["id"]: category["name"] for category in document["categories"]}
-        self.images, self.boxes = {}, {}
+        self.images, self.boxes, self.crowds = {}, {}, {}
         for image in document["images"]:
             content = sha256((folder / "images" / image["file_name"]).read_bytes()).hexdigest()
+            own = [a for a in document["annotations"] if a["image_id"] == image["id"]]
             self.images[content] = image
-            self.boxes[content] = [
-                (names[a["category_id"]], a["bbox"]) for a in document["annotations"] if a["image_id"] == image["id"]
-            ]
+            self.boxes[content] = [(names[a["category_id"]], a["bbox"]) for a in own]
+            self.crowds[content] = {names[a["category_id"]] for a in own if a["iscrowd"]}
         self.names = set(names.values())
 
     def of(self, content: str, name: str) -> list[list[float]]:
         return [box for label, box in self.boxes[content] if label == name]
 
-    def refutes(self, content: str, text: str) -> bool:
+    def meaning(self, content: str, text: str) -> list[tuple[list[float], Verdict]]:
+        """Every box of the category that is asked for, and whether it is meant."""
         if text in self.names:
-            return not self.of(content, text)
+            found: list[tuple[list[float], Verdict]] = [(box, True) for box in self.of(content, text)]
+            return [(box, None) for box, _ in found] if text in self.crowds[content] else found
         for form, patterns in FORMS.items():
             for chinese, pattern in enumerate(patterns):
                 match = re.fullmatch(pattern, text)
                 if match:
-                    return bool(getattr(self, form)(content, *match.groups(), chinese=bool(chinese)))
+                    words = match.groups()
+                    name, *more = words[::-1] if chinese else words
+                    assert name in self.names, text
+                    verdict = getattr(self, form)
+                    return [(box, verdict(content, box, *more)) for box in self.of(content, name)]
         raise AssertionError(f"the judge cannot read {text!r}")
 
-    def position(self, content: str, one: str, other: str, *, chinese: bool) -> bool:
-        name, side = (other, one) if chinese else (one, other)
-        assert name in self.names
-        width, height = self.images[content]["width"], self.images[content]["height"]
-        return all(
-            {
-                "left": x >= width / 2, "左": x >= width / 2, "right": x + w <= width / 2, "右": x + w <= width / 2,
-                "upper": y >= height / 2, "上": y >= height / 2,
-                "lower": y + h <= height / 2, "下": y + h <= height / 2,
-            }[side]
-            for x, y, w, h in self.of(content, name)
+    def refutes(self, content: str, text: str) -> bool:
+        return all(verdict is False for _, verdict in self.meaning(content, text))
+
+    def position(self, content: str, box: list[float], side: str) -> Verdict:
+        (x, y, w, h), image = box, self.images[content]
+        width, height = image["width"], image["height"]
+        before, behind = (x + w <= width / 2, x >= width / 2) if side in "left right 左 右" else (
+            y + h <= height / 2, y >= height / 2
         )  # fmt: skip
+        return decide(before, behind) if side in "left upper 左 上" else decide(behind, before)
 
-    def relation(self, content: str, one: str, side: str, other: str, *, chinese: bool) -> bool:
-        name, than = (other, one) if chinese else (one, other)
-        assert {name, than} <= self.names and self.of(content, than)
-        return all(
-            {"l": x >= X + W, "左": x >= X + W, "r": x + w <= X, "右": x + w <= X,
-             "a": y >= Y + H, "上": y >= Y + H, "b": y + h <= Y, "下": y + h <= Y}[side.removeprefix("to the ")[0]]
-            for x, y, w, h in self.of(content, name)
-            for X, Y, W, H in self.of(content, than)
-        )  # fmt: skip
+    def relation(self, content: str, box: list[float], side: str, than: str) -> Verdict:
+        others, (x, y, w, h) = self.of(content, than), box
+        assert others and than in self.names
+        first = side.removeprefix("to the ")[0]
+        if first in "lr左右":
+            before, behind = all(x + w <= X for X, _, _, _ in others), all(x >= X + W for X, _, W, _ in others)
+        else:
+            before, behind = all(y + h <= Y for _, Y, _, _ in others), all(y >= Y + H for _, Y, _, H in others)
+        return decide(before, behind) if first in "la左上" else decide(behind, before)
 
-    def fills(self, content: str, name: str, *, chinese: bool) -> bool:
-        whole = self.images[content]["width"] * self.images[content]["height"]
-        return name in self.names and all(w * h < whole / 3 for _, _, w, h in self.of(content, name))
+    def wider(self, content: str, box: list[float]) -> Verdict:
+        return bool(box[2] > self.images[content]["width"] / 2)
 
-    def tiny(self, content: str, name: str, *, chinese: bool) -> bool:
-        whole = self.images[content]["width"] * self.images[content]["height"]
-        return name in self.names and all(w * h > whole / 5 for _, _, w, h in self.of(content, name))
+    def tiny(self, content: str, box: list[float]) -> Verdict:
+        share = box[2] * box[3] / (self.images[content]["width"] * self.images[content]["height"])
+        return decide(share < 1 / 50, share > 1 / 5)
+
+    def form(self, text: str) -> str:
+        """What is left of a text without the names of categories."""
+        for name in sorted(self.names, key=len, reverse=True):
+            text = text.replace(name, "X")
+        return text
 
 
-@pytest.mark.parametrize(
+def positives_in(data: PreparedDataset) -> list[Sample]:
+    return [sample for sample in all_samples(data) if "/positive/" in sample.id]
+
+
+SOURCES = pytest.mark.parametrize(
     ("names", "ratio"), [((), 0.5), (ENGLISH, 3.0), (CHINESE, 3.0)], ids=["coco36", "made-up, English", "made-up, 中文"]
 )
+
+
+@SOURCES
 def test_every_negative_is_refuted_by_the_annotations(tmp_path: Path, names: tuple[str, ...], ratio: float) -> None:
     source = write_scenes(tmp_path / "scenes", names) if names else coco36(tmp_path)
     data, judge = prepare_dataset(str(source), root=tmp_path, negatives=ratio), Judge(source)
     found = made_in(data)
     for sample in found:
-        (text,) = sample.categories
+        text = str(sample.query)
         assert sample.objects == () and judge.refutes(sample.picture, text), (text, judge.boxes[sample.picture])
         present = {name for name, _ in judge.boxes[sample.picture]}
         if sample.negative == "absent_category":
@@ -146,8 +168,37 @@ def test_every_negative_is_refuted_by_the_annotations(tmp_path: Path, names: tup
     kinds = {str(sample.negative) for sample in found}
     assert {"absent_category", "wrong_size", "wrong_position", "wrong_relation", "foreign_expression"} <= kinds
     assert "wrong_attribute" in kinds or not names
-    texts = [(sample.picture, sample.categories) for sample in found]
+    texts = [(sample.picture, sample.query) for sample in all_samples(data) if sample.task == "grounding"]
     assert len(set(texts)) == len(texts)
+
+
+@SOURCES
+def test_what_a_question_looks_like_does_not_tell_its_answer(
+    tmp_path: Path, names: tuple[str, ...], ratio: float
+) -> None:
+    """To each negative a positive of the same form, whose boxes are all that the annotations say is meant.
+
+    So whoever knows the task, the form, the language and the length of a question's form guesses as well as a coin.
+    """
+    source = write_scenes(tmp_path / "scenes", names) if names else coco36(tmp_path)
+    data, judge = prepare_dataset(str(source), root=tmp_path, negatives=ratio), Judge(source)
+    for sample in positives_in(data):
+        meaning = judge.meaning(sample.picture, str(sample.query))
+        assert None not in {verdict for _, verdict in meaning}, sample.query
+        true = sorted([round(x, 1), round(y, 1)] for (x, y, _, _), meant in meaning if meant)
+        assert true and true == sorted([round(v, 1) for v in item.bbox[:2]] for item in sample.objects)
+        assert {item.label for item in sample.objects} == {sample.query}
+    for split in data.manifest.splits:
+        asked = [sample for sample in data.samples(split) if sample.task == "grounding"]
+        answers: dict[str, Counter[bool]] = {}
+        for sample in asked:
+            answers.setdefault(judge.form(str(sample.query)), Counter())[bool(sample.objects)] += 1
+        right = sum(max(count.values()) for count in answers.values())  # the best guess that a form allows
+        assert right == len(asked) / 2, answers
+        assert split != "train" or len(answers) > 5
+    about = Counter(next(n for n in judge.names if n in str(s.query)) for s in positives_in(data))
+    assert max(about.values()) <= len(positives_in(data)) / 2  # not one category's
+    assert data.manifest.counts["positives_made"] == data.manifest.counts["negatives_made"] == len(positives_in(data))
 
 
 def test_the_judge_of_these_tests_tells_true_from_false(tmp_path: Path) -> None:
@@ -157,6 +208,7 @@ def test_the_judge_of_these_tests_tells_true_from_false(tmp_path: Path) -> None:
     side = "left" if x + w / 2 <= 80 else "right"
     assert not judge.refutes(content, name)
     assert not judge.refutes(content, f"{name} in the {side} half of the picture")
+    assert judge.form(f"{name} above the cup") == "X above the X"
     with pytest.raises(AssertionError):
         judge.refutes(content, "something else")
 
@@ -166,12 +218,15 @@ def test_the_ratio_is_kept_in_each_split_and_counted_by_kind(tmp_path: Path, rat
     data = prepare_dataset(str(write_scenes(tmp_path / "scenes")), root=tmp_path, negatives=ratio)
     for split in data.manifest.splits:
         samples = data.samples(split)
-        positives = sum(any(not item.crowd for item in sample.objects) for sample in samples)
+        own = [sample for sample in samples if "/positive/" not in sample.id]
+        positives = sum(any(not item.crowd for item in sample.objects) for sample in own)
         assert sum(sample.negative is not None for sample in samples) == round(ratio * positives)
     counts, kinds = data.manifest.counts, Counter(str(sample.negative) for sample in made_in(data))
     assert {kind: counts[f"negatives_{kind}"] for kind in kinds} == kinds
     assert counts["negatives_made"] == kinds.total()
-    assert counts["rows_read"] + counts["negatives_made"] == counts["samples"] + counts["rejected"]
+    assert counts["questions_made"] == counts["negatives_made"] + counts["positives_made"]
+    assert counts["rows_read"] + counts["questions_made"] == counts["samples"] + counts["rejected"]
+    assert counts["objects_repeated"] == sum(len(sample.objects) for sample in positives_in(data))
     said = [note for note in data.manifest.notes if "made for" in note]
     assert len(said) == 1 and said[0].startswith(f"{kinds.total()} negatives made for ")
 
@@ -183,17 +238,16 @@ def test_the_same_seed_gives_the_same_negatives_and_leaves_the_samples_alone(tmp
         prepare_dataset(source, root=tmp_path, out=tmp_path / out / "set", negatives=1, seed=seed)
         for out, seed in (("a", 0), ("b", 0), ("c", 1))
     )
-    assert made_in(again) == made_in(one) != []
-    assert [sample for sample in all_samples(again) if not sample.negative] == plain
-    other_texts = {(s.picture, s.categories) for s in made_in(other)}
-    assert other_texts != {(s.picture, s.categories) for s in made_in(one)}
+    assert all_samples(again) == all_samples(one) and made_in(one) != []
+    assert [sample for sample in all_samples(again) if sample.task == "detection"] == plain
+    assert {(s.picture, s.query) for s in made_in(other)} != {(s.picture, s.query) for s in made_in(one)}
 
 
 def test_exports_of_boxes_hold_no_questions_and_those_of_conversations_all(tmp_path: Path) -> None:
     """A phrase that was asked for is no category of a COCO or YOLO data set."""
     source = str(write_scenes(tmp_path / "scenes"))
     data = prepare_dataset(source, root=tmp_path, negatives=1, export=("coco", "yolo", "qwen"))
-    exports, number = data.path / "exports", data.manifest.counts["negatives_made"]
+    exports, number = data.path / "exports", data.manifest.counts["questions_made"]
     names = [
         c["name"] for c in json.loads((exports / "coco/annotations/instances_train.json").read_text())["categories"]
     ]
@@ -202,7 +256,7 @@ def test_exports_of_boxes_hold_no_questions_and_those_of_conversations_all(tmp_p
     asked = [row for split in data.manifest.splits for row in json.loads((exports / f"qwen/{split}.json").read_text())]
     assert len(asked) == data.manifest.counts["samples"]
     for form in ("coco", "yolo"):
-        assert f"exports/{form} holds no questions: {number} negatives left out" in data.manifest.notes
+        assert f"exports/{form} cannot hold {number} samples of other tasks" in data.manifest.notes
 
 
 def test_a_ratio_beyond_what_can_be_proved_is_said_with_both_numbers(tmp_path: Path) -> None:
@@ -251,11 +305,11 @@ def test_headings_and_names_within_names_are_never_called_absent(tmp_path: Path)
     change(source, lambda document: document["categories"].append({"id": 99, "name": "things"}))
     data, judge = prepare_dataset(str(source), root=tmp_path, negatives=20), Judge(source)
     for sample in made_in(data):
-        (text,) = sample.categories
+        text = str(sample.query)
         assert "things" not in text
         if sample.negative == "absent_category" and text in ("dog", "hot dog"):
             assert not {name for name, _ in judge.boxes[sample.picture]} & {"dog", "hot dog"}
-    assert any(sample.categories == ("dog",) for sample in made_in(data))
+    assert any(sample.query == "dog" for sample in made_in(data))
 
 
 def test_expressions_alone_prove_nothing_so_none_is_made_and_it_is_said(tmp_path: Path) -> None:
@@ -356,8 +410,8 @@ def mixed(text: str, *, several: bool = False, first: int = 0) -> list[Sample]:
 
 def negatives_for(ratio: float = 4.0, **splits: list[Sample]) -> dict[str, list[Sample]]:
     division = Division({name: tuple(samples) for name, samples in splits.items()}, {}, ())
-    made = add_negatives(division, "set", ratio=ratio, unproved=False, doubtful=(), around={}, seed=0)
-    return {name: [sample for sample in samples if sample.negative] for name, samples in made.division.samples.items()}
+    made = more_questions(division, "set", Wanted(negatives=ratio)).division
+    return {name: [sample for sample in samples if sample.negative] for name, samples in made.samples.items()}
 
 
 @pytest.mark.parametrize(
@@ -377,7 +431,7 @@ def test_one_word_of_a_true_expression_is_exchanged_where_that_makes_it_false(
     text: str, kind: str, false: str | None
 ) -> None:
     found = {str(sample.query) for sample in negatives_for(train=mixed(text))["train"] if sample.negative == kind}
-    composed = re.compile(r".* half of the picture|.* fills most of .*|tiny .*")
+    composed = re.compile(r".* half of the picture|tiny .*")
     assert {query for query in found if not composed.fullmatch(query)} == ({false} if false else set())
 
 
@@ -404,8 +458,10 @@ def test_expressions_of_other_pictures_come_from_the_same_split_and_mean_what_is
 
 def test_of_a_crowd_only_its_presence_is_known() -> None:
     crowd = (SceneObject((5.0, 5.0, 30.0, 30.0), "car", crowd=True), SceneObject((90.0, 70.0, 99.0, 99.0), "tree"))
-    found = negatives_for(30.0, train=[sample_of(number, "detection", "", crowd) for number in range(3)])["train"]
-    asked = {sample.categories[0] for sample in found}
+    other = (SceneObject((9.0, 7.0, 19.0, 19.0), "tree"),)
+    samples = [sample_of(number, "detection", "", crowd if number < 3 else other) for number in range(6)]
+    found = negatives_for(30.0, train=samples)["train"]
+    asked = {str(sample.query) for sample in found if sample.picture in {s.picture for s in samples[:3]}}
     assert "tree in the left half of the picture" in asked and not any("car" in text for text in asked)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from qwenft.core.answer import MOST_BOXES, divided, read_answer, write_answer
 from qwenft.core.boxes import smart_resize, to_input_px
 from qwenft.core.samples import Sample, SceneObject
 from qwenft.model.inputs import target_text
+from qwenft.prepare.questions import Wanted, more_questions
+from qwenft.prepare.splits import Division
 
 LABELS = (
     "dog",
@@ -27,6 +30,12 @@ LABELS = (
     "",
 )
 
+NAMES = (
+    *("cup", "dog", "tree", "car", "sofa", "lamp", "book", "shoe", "bird", "boat", "fork", "kite", "bench", "clock"),
+    *("狗", "杯子", "树", "汽车", "bear", "horse", "plate", "train", "truck", "chair", "phone", "apple", "spoon"),
+    *("zebra", "skate", "glove"),
+)
+
 
 def generated(task: Any, seed: int) -> Sample:
     draw = random.Random(f"{task} {seed}")
@@ -40,26 +49,49 @@ def generated(task: Any, seed: int) -> Sample:
     return Sample("s", task, f"images/ab/{'ab' * 32}.png", width, height, "it", tuple(objects), (), captions)
 
 
+def assert_reads_back(sample: Sample) -> None:
+    """The answer has every object of the sample once, to the pixel, and nothing else."""
+    input_wh = smart_resize(sample.image_wh, 56 * 56, 1280 * 28 * 28)
+    text = target_text(sample, input_wh)
+    answer = read_answer(text)
+    if sample.task == "caption":
+        assert text == sample.captions[0] and not answer.objects
+        return
+    true = [
+        (to_input_px(item.bbox, sample.image_wh, input_wh), item.label)
+        for item in dict.fromkeys(sample.objects)
+        if not item.crowd
+    ]
+    assert answer.status == ("ok" if true else "empty"), (text, answer)
+    left = [(found.box_xyxy, found.label) for found in answer.objects]
+    assert len(left) == len(true)
+    for box, label in true:
+        same = [f for f in left if f[1] == label and max(abs(a - b) for a, b in zip(f[0], box, strict=True)) <= 1]
+        assert same, (box, label, text)
+        left.remove(same[0])
+
+
 @pytest.mark.parametrize("task", ["grounding", "detection", "caption"])
 def test_the_target_text_of_10000_samples_reads_back_as_their_objects(task: str) -> None:
     for seed in range(10_000):
-        sample = generated(task, seed)
-        input_wh = smart_resize(sample.image_wh, 56 * 56, 1280 * 28 * 28)
-        text = target_text(sample, input_wh)
-        if task == "caption":
-            assert text == sample.captions[0] and not read_answer(text).objects
-            continue
-        true = [
-            (to_input_px(item.bbox, sample.image_wh, input_wh), item.label) for item in sample.objects if not item.crowd
-        ]
-        answer = read_answer(text)
-        assert answer.status == ("ok" if true else "empty"), (text, answer)
-        left = [(found.box_xyxy, found.label) for found in answer.objects]
-        assert len(left) == len(true)
-        for box, label in true:
-            same = [f for f in left if f[1] == label and max(abs(a - b) for a, b in zip(f[0], box, strict=True)) <= 1]
-            assert same, (box, label, text)
-            left.remove(same[0])
+        assert_reads_back(generated(task, seed))
+
+
+def test_so_does_that_of_10000_questions_that_prepare_makes() -> None:
+    """Negatives and their positives, some of the categories, and parts of a list too long for one question."""
+    names = tuple(f"{colour}{thing}" for colour in ("", "red ", "blue ") for thing in NAMES)
+    own = []
+    for seed in range(1500):
+        draw, sample = random.Random(seed), generated("detection", seed)
+        objects = [SceneObject(item.bbox, draw.choice(names), item.crowd) for item in sample.objects]
+        image = f"images/ab/{seed:064d}.png"
+        own.append(replace(sample, id=f"s/{seed}", image=image, objects=(*objects, *objects[:1]), categories=names))
+    made = more_questions(Division({"train": tuple(own)}, {"train": "train"}, ()), "s", Wanted(2.0, subsets=3.0))
+    questions = list(made.division.samples["train"])
+    assert len(questions) > 10_000 and made.counts["questions_made"] == len(questions) - len(own)
+    assert min(made.counts[f"{what}_made"] for what in ("negatives", "positives", "subsets", "parts")) > 1000
+    for sample in questions:
+        assert_reads_back(sample)
 
 
 WHOLE = st.integers(0, 30)
@@ -67,7 +99,7 @@ BOXES = st.builds(lambda x, y, w, h: (float(x), float(y), float(x + w + 1), floa
 
 
 @given(st.lists(st.tuples(BOXES, st.sampled_from(("dog", "cup"))), max_size=12), st.randoms(use_true_random=False))
-def test_one_answer_whatever_order_the_boxes_come_in_and_each_box_in_it_once(objects: list, draw: Any) -> None:
+def test_one_answer_whatever_order_the_boxes_come_in_and_each_box_in_it_once(objects: list[Any], draw: Any) -> None:
     text = write_answer(objects, (84, 84))
     written = [(*item["bbox_2d"], item["label"]) for item in json.loads(text)]
     assert set(written) == {(*map(int, box), label) for box, label in objects} and len(set(written)) == len(written)

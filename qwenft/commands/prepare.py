@@ -65,6 +65,14 @@ def prepare(
     negatives_unproved: Annotated[
         bool, typer.Option("--negatives-unproved", help="Fill up with ones that nothing proves, marked as such.")
     ] = False,
+    subsets: Annotated[
+        float,
+        typer.Option(
+            metavar="RATIO",
+            help="Make detection questions about some of the categories, present and absent: so many for each one "
+            "about all, to train on.",
+        ),
+    ] = 0.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and report, write nothing.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -103,6 +111,7 @@ def prepare(
             num_proc=num_proc,
             negatives=negatives,
             negatives_unproved=negatives_unproved,
+            subsets=subsets,
             dry_run=dry_run,
             command=command_line(),
             emit=screen.emit,

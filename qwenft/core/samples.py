@@ -147,7 +147,8 @@ class Manifest(BaseModel):
     bbox: dict[str, Any]
     """convention, and the evidence for it."""
     counts: dict[str, int]
-    """rows_read + negatives_made = samples + rejected; negatives_<kind>; pictures; turned (stored upright)."""
+    """rows_read + questions_made = samples + rejected; objects_read + objects_repeated = objects, taken or not;
+    negatives_<kind>; pictures; turned (stored upright)."""
     checks: list[dict[str, Any]]
     """check, result, and the numbers behind it."""
     notes: list[str]

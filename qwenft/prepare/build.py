@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,16 +14,16 @@ from qwenft.core.samples import Manifest, PreparedDataset, Sample, as_task
 from qwenft.prepare import exports, splits, write
 from qwenft.prepare.audit import audit
 from qwenft.prepare.card import write_card
-from qwenft.prepare.negatives import Negatives, add_negatives
 from qwenft.prepare.options import (
     FRAMES,
     Options,
     check_choices,
     check_counts,
-    check_negatives,
     known_bbox_format,
+    wanted_questions,
 )
 from qwenft.prepare.passes import Collected, Result, Settled, assemble, collect, nothing_left, settle
+from qwenft.prepare.questions import more_questions
 from qwenft.prepare.rename import Renaming
 from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Reason, Request, Source, counted
 from qwenft.prepare.sources import HubOptions, Target, open_source, resolve
@@ -56,6 +57,7 @@ def prepare_dataset(
     num_proc: int = 1,
     negatives: float = 0.0,
     negatives_unproved: bool = False,
+    subsets: float = 0.0,
     dry_run: bool = False,
     command: str = "",
     emit: Emit = ignore,
@@ -67,8 +69,9 @@ def prepare_dataset(
     up the boxes of turned pictures are meant, where the data do not tell (`upright`, `stored`).  export: other tools'
     forms to write too, under exports/.  num_proc: processes that decode pictures; with more than one a script that
     calls this needs `if __name__ == "__main__":`.  negatives: how many questions about what is not in the picture are
-    made for each one that has an answer; negatives_unproved: also where nothing proves it, marked.  dry_run: check and
-    report; what is returned has samples, but no files.
+    made for each one that has an answer; negatives_unproved: also where nothing proves it, marked.  subsets: how many
+    questions about some of the categories are made for each about all of them, to train on.  dry_run: check and report;
+    what is returned has samples, but no files.
     Nothing stands at `out` unless all went well; an interrupted call goes on from the pictures it had stored, and one
     that replaces a data set from that one's.  Raises DataError, HubError or UsageError.
 
@@ -83,7 +86,7 @@ def prepare_dataset(
     request = Request(tuple(splits), limit, None if task == "auto" else as_task(task), columns or {})
     check_counts(dataset, limit=limit, num_proc=num_proc, preview=preview)
     check_choices(val_fraction, output_format, exif, export)
-    check_negatives(negatives, unproved=negatives_unproved)
+    wanted = wanted_questions(negatives, subsets, seed, unproved=negatives_unproved)
     options = Options(
         bbox_format=known_bbox_format(bbox_format),
         exif=FRAMES[exif],
@@ -96,8 +99,7 @@ def prepare_dataset(
         command=command or f"prepare_dataset({dataset!r})",
         export=tuple(dict.fromkeys(export)) if not dry_run else (),
         num_proc=num_proc,
-        negatives=negatives,
-        negatives_unproved=negatives_unproved,
+        wanted=wanted,
         rename=rename or {},
     )
     target = resolve(dataset, base, emit)
@@ -162,7 +164,8 @@ def _build(staging: Path | None, name: str, source: Source, *, request: Request,
         if store.reused:
             emit(note(f"{counted(store.reused, 'picture')} of an earlier prepare used again"))
         settled = settle(found, source, options)
-        result = assemble(found, settled, source, name, folder=staging, negatives=options.negatives > 0)
+        made = options.wanted.negatives + options.wanted.subsets > 0
+        result = assemble(found, settled, source, name, folder=staging, searched=made)
         if not any(result.by_split.values()):
             raise nothing_left(result.bad_rows, found.rows_read, source.kind)
         report = _report(
@@ -206,17 +209,13 @@ def _report(
     emit: Emit,
 ) -> write.Report:
     origin = str(source.about.get("id") or source.about["path"])
-    division = splits.divide(
-        result.by_split,
-        val_fraction=options.val_fraction,
-        seed=options.seed,
-        source=origin,
-        keep=lambda samples: Samples(staging, samples),
+    keep = partial(Samples, staging)
+    real = splits.divide(
+        result.by_split, val_fraction=options.val_fraction, seed=options.seed, source=origin, keep=keep
     )
-    real, survey = division, found.survey
-    made = _negatives(division, name, result, options)
-    division = made.division if made else division
-    counts = _counts(found, result, list(map(tally, division.samples.values())), source, made)
+    made = more_questions(real, name, options.wanted, doubtful=result.doubtful, around=result.around, keep=keep)
+    division, survey = made.division, found.survey
+    counts = _counts(found, result, list(map(tally, division.samples.values())), source, made.counts)
     _check_books(counts)
     said: list[str] = []
     for form in options.export:
@@ -239,28 +238,13 @@ def _report(
         reasons=Counter(map(str, (result.bad_rows.reasons + result.bad_objects.reasons).elements())),
         limit=request.limit,
         exported=tuple(said),
-        negatives=made,
-    )
-
-
-def _negatives(division: splits.Division, name: str, result: Result, options: Options) -> Negatives | None:
-    if not options.negatives:
-        return None
-    return add_negatives(
-        replace(division, samples={split: tuple(samples) for split, samples in division.samples.items()}),
-        name,
-        ratio=options.negatives,
-        unproved=options.negatives_unproved,
-        doubtful=result.doubtful,
-        around=result.around,
-        seed=options.seed,
+        questions=made,
     )
 
 
 def _counts(
-    found: Collected, result: Result, tallies: Sequence[Tally], source: Source, made: Negatives | None
+    found: Collected, result: Result, tallies: Sequence[Tally], source: Source, made: Mapping[str, int]
 ) -> dict[str, int]:
-    kinds = made.counts if made else {}
     return {
         "rows_read": found.rows_read,
         "samples": sum(part.samples for part in tallies),
@@ -270,8 +254,7 @@ def _counts(
         "objects_rejected": len(result.bad_objects),
         "objects_in_rejected_rows": result.objects_lost,
         "negatives": sum(part.absent for part in tallies),
-        **({"negatives_made": sum(kinds.values())} if made else {}),
-        **{f"negatives_{kind}": number for kind, number in sorted(kinds.items())},
+        **made,
         "pictures": len({image for part in tallies for image in part.images}),
     }
 
@@ -279,8 +262,9 @@ def _counts(
 def _check_books(counts: Mapping[str, int]) -> None:
     """Nothing is dropped silently.  A row is one question about one picture (detection, captions: one picture)."""
     objects = counts["objects"] + counts["objects_rejected"] + counts["objects_in_rejected_rows"]
-    rows = counts["rows_read"] + counts.get("negatives_made", 0)
-    if rows != counts["samples"] + counts["rejected"] or counts["objects_read"] != objects:
+    rows = counts["rows_read"] + counts.get("questions_made", 0)
+    objects_asked = counts["objects_read"] + counts.get("objects_repeated", 0)
+    if rows != counts["samples"] + counts["rejected"] or objects_asked != objects:
         raise DataError(
             f"rows were lost, which is a fault of qwenft: {dict(counts)}", hint="please report it with the command line"
         )

@@ -109,11 +109,7 @@ def export(source: Path, splits: Splits, form: str, emit: Emit = ignore) -> list
         raise DataError(
             f"{form} holds {' or '.join(chosen.tasks)}, this is {', '.join(found)}", hint=f"--export {other}"
         )
-    asks = "grounding" in chosen.tasks  # the others hold pictures and their objects, and no questions
-    kept = {
-        name: tuple(s for s in samples if s.task in chosen.tasks and (asks or s.negative is None))
-        for name, samples in splits.items()
-    }
+    kept = {name: tuple(s for s in samples if s.task in chosen.tasks) for name, samples in splits.items()}
     what, total = f"exporting {form}", sum(map(len, kept.values()))
     tick = _ticker(what, total, emit)
     exporter = Exporter(source, source / "exports" / form, kept, chosen.budget, tick)
@@ -139,9 +135,6 @@ def _left_out(splits: Splits, kept: Splits, found: Counter[Task], chosen: Form, 
     other = sum(number for task, number in found.items() if task not in chosen.tasks)
     if other:
         yield f"exports/{form} cannot hold {counted(other, 'sample')} of other tasks"
-    negatives = sum(s.negative is not None for samples in splits.values() for s in samples)
-    if negatives and "grounding" not in chosen.tasks:
-        yield f"exports/{form} holds no questions: {counted(negatives, 'negative')} left out"
     crowds = sum(item.crowd for samples in kept.values() for sample in samples for item in sample.objects)
     if crowds and form != "coco":
         yield f"exports/{form} leaves out {counted(crowds, 'crowd')}"

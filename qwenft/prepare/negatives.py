@@ -9,29 +9,16 @@ one of its category.  Nothing is proved of a picture with a rejected annotation,
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from itertools import permutations
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from qwenft.core.boxes import Box, Size, area, iou
-from qwenft.core.samples import Sample, SceneObject
+from qwenft.core.samples import Sample
+from qwenft.prepare.composed import NAMED, Phrase, positions, relations, sizes, within
 from qwenft.prepare.rows import RawRow, counted
+from qwenft.prepare.scene import Annotated, Pool, Scene, annotated_pictures, key_of, pool_of
 from qwenft.prepare.splits import Division
-from qwenft.prepare.survey import NO_LABEL
-from qwenft.prepare.swaps import (
-    FILLS,
-    NEGATION,
-    OPPOSITE,
-    POSITION,
-    RELATION,
-    TINY,
-    Side,
-    is_chinese,
-    names,
-    side_swaps,
-    worded_swaps,
-)
+from qwenft.prepare.swaps import NEGATION, SwapKind, is_chinese, names, side_swaps, worded_swaps
+from qwenft.prepare.twins import Twins
 
 KINDS: Final = (
     "absent_category",
@@ -50,135 +37,40 @@ LISTED: Final = frozenset({"records", "table", "hub"})
 """Kinds of source that mean it where a row itself lists the categories that were looked for: labels may be phrases."""
 FEDERATED: Final = ("neg_category_ids", "not_exhaustive_category_ids")
 """With one of these a COCO file says that a picture was searched for some categories only: LVIS (lvisdataset.org)."""
-SAME_BOX: Final = 0.9
-"""IoU from which on an expression's box is that of an annotated object."""
-OTHER_BOX: Final = 0.5
-"""IoU with a second object from which on it is not certain which of the two is meant."""
-FILLED: Final = 1 / 4
-"""A thing whose box has less of the picture's area than this does not fill most of it."""
-LARGE: Final = 1 / 4
-"""A thing whose box has more of the picture's area than this covers no less than a fiftieth of it."""
 TRIES: Final = 24
 """Expressions of other pictures that are looked at for one picture in one turn."""
 
 
-@dataclass(frozen=True)
-class Scene:
-    """All that is known of one picture."""
-
-    sample: Sample
-    """One of the picture's samples, for its path and size."""
-    categories: tuple[str, ...] = ()
-    """Annotated in full in this picture; none: nothing can be proved."""
-    objects: tuple[SceneObject, ...] = ()
-    asked: frozenset[str] = frozenset()
-    """Texts that are asked already."""
-    expressions: tuple[Sample, ...] = ()
-    """The picture's grounding questions that have an answer."""
-
-    @cached_property
-    def by_label(self) -> Mapping[str, tuple[SceneObject, ...]]:
-        """The objects of each category that is there, crowds included."""
-        found: dict[str, list[SceneObject]] = {}
-        for item in self.objects:
-            found.setdefault(_key(item.label), []).append(item)
-        return {label: tuple(items) for label, items in found.items()}
-
-    @cached_property
-    def known(self) -> Mapping[str, str]:
-        """The categories by the form in which they are compared."""
-        return {_key(label): label for label in self.categories}
-
-    @cached_property
-    def apart(self) -> Mapping[str, tuple[SceneObject, ...]]:
-        """The categories whose things are boxed one by one: a crowd's single things are not known."""
-        return {
-            self.known[key]: items
-            for key, items in self.by_label.items()
-            if key in self.known and not any(item.crowd for item in items)
-        }
-
-    def lacks(self, label: str) -> bool:
-        """Whether it is proved that nothing of the category is in the picture.
-
-        Where a present category's name holds this one's, or the other way about (animal, farm animal), it is not.
-        """
-        key = _key(label)
-        return (
-            key in self.known
-            and key != NO_LABEL
-            and not any(names(present, key) or names(key, present) for present in self.by_label)
-        )
-
-    def category_of(self, expression: Sample) -> str | None:
-        """The category of the one object that an expression of this picture means, by its box; None if uncertain."""
-        if len(expression.objects) != 1:
-            return None
-        near = [(iou(item.bbox, expression.objects[0].bbox), item) for item in self.objects]
-        best = [item for value, item in near if value >= SAME_BOX]
-        doubtful = {_key(item.label) for value, item in near if value >= OTHER_BOX}
-        return best[0].label if best and len(doubtful) == 1 and not best[0].crowd else None
-
-
-def _key(label: str) -> str:
-    return label.strip().casefold()
-
-
-@dataclass(frozen=True)
-class Pool:
-    """The pictures of one split, and what their questions look like."""
-
-    scenes: tuple[Scene, ...]
-    shown: frozenset[str]
-    """Categories that some picture of the data set shows: others may be headings that nobody drew boxes for."""
-    expressions: tuple[tuple[Scene, Sample], ...] = field(default=())
-
-
-class Annotated(NamedTuple):
-    """What a picture was searched for, and everything that was found."""
-
-    categories: tuple[str, ...] = ()
-    objects: tuple[SceneObject, ...] = ()
-
-
-Maker = Callable[[Scene, Pool, random.Random], Iterator[str]]
+Maker = Callable[[Scene, Pool, random.Random], Iterator[Phrase]]
 """Yields texts of one kind of which nothing is in the picture, in a drawn order."""
 
 
-def _absent_categories(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[str]:
+def _absent_categories(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[Phrase]:
     for label in draw.sample(scene.categories, len(scene.categories)):
-        if _key(label) in pool.shown and scene.lacks(label):
-            yield label
+        if key_of(label) in pool.shown and scene.lacks(label):
+            yield Phrase(label, NAMED, label)
 
 
-def _wrong_attributes(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[str]:
+def _wrong_attributes(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[Phrase]:
     """Of an expression, or of a category's own name (red car, where blue car is a category too and absent)."""
     for label in scene.by_label:
         noun = label.rpartition("的")[2] if is_chinese(label) else label.rpartition(" ")[2]
         for kind, text in worded_swaps(label, noun) if noun != label else ():
-            other = scene.known.get(_key(text))
-            if kind == "wrong_attribute" and other and _key(other) in pool.shown and scene.lacks(other):
-                yield other
+            other = scene.known.get(key_of(text))
+            if kind == "wrong_attribute" and other and key_of(other) in pool.shown and scene.lacks(other):
+                yield Phrase(other, NAMED, other)
     yield from _worded(scene, "wrong_attribute")
 
 
-def _wrong_sizes(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[str]:
-    """No thing of the category fills most of the picture, or none is tiny: boxes bound the things in them."""
-    whole = scene.sample.width * scene.sample.height
-    found = list(_worded(scene, "wrong_size"))
-    for label, items in scene.apart.items():
-        shares = [area(item.bbox) / whole for item in items]
-        if max(shares) < FILLED:
-            found.append(_say(FILLS, label))
-        if min(shares) > LARGE:
-            found.append(_say(TINY, label))
-    yield from draw.sample(found, len(found))
+def _wrong_sizes(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[Phrase]:
+    """No thing of the category is so wide, or so tiny: boxes bound the things in them."""
+    yield from _drawn([*_worded(scene, "wrong_size"), *_meaning_nothing(sizes(scene))], draw)
 
 
-def _worded(scene: Scene, kind: str) -> Iterator[str]:
+def _worded(scene: Scene, kind: SwapKind) -> Iterator[Phrase]:
     """A word of a true expression exchanged, where all the categories it names are there once."""
     for label, expression in _of_single_things(scene):
-        yield from (text for found, text in worded_swaps(expression, label) if found == kind)
+        yield from (Phrase(text) for found, text in worded_swaps(expression, label) if found == kind)
 
 
 def _of_single_things(scene: Scene) -> Iterator[tuple[str, str]]:
@@ -188,93 +80,61 @@ def _of_single_things(scene: Scene) -> Iterator[tuple[str, str]]:
         if label is None or NEGATION.search(text.casefold()):
             continue
         named = [other for other in scene.by_label if names(text, other)]
-        person = _key(label) == "person" and not named
-        if (person or _key(label) in named) and all(len(scene.by_label[name]) == 1 for name in (*named, _key(label))):
+        person = key_of(label) == "person" and not named
+        if (person or key_of(label) in named) and all(
+            len(scene.by_label[name]) == 1 for name in (*named, key_of(label))
+        ):
             yield label, text
 
 
-def _wrong_positions(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[str]:
+def _wrong_positions(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[Phrase]:
     """Every thing of the category lies wholly in the other half."""
     found = [
-        text
+        Phrase(text)
         for label, expression in _of_single_things(scene)
         for side, text in side_swaps(expression, label)
-        if all(_within(item.bbox, side, scene.sample.image_wh) for item in scene.by_label[_key(label)])
+        if all(within(item.bbox, side, scene.sample.image_wh) for item in scene.by_label[key_of(label)])
     ]
-    found += [
-        _say(POSITION[OPPOSITE[side]], label)
-        for label, items in scene.apart.items()
-        for side in OPPOSITE
-        if all(_within(item.bbox, side, scene.sample.image_wh) for item in items)
-    ]
-    yield from draw.sample(found, len(found))
+    yield from _drawn([*found, *_meaning_nothing(positions(scene))], draw)
 
 
-def _wrong_relations(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[str]:
+def _wrong_relations(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[Phrase]:
     """Every thing of one category lies wholly on the other side of every thing of another."""
-    found = [
-        _say(RELATION[OPPOSITE[side]], one, other)
-        for one, other in permutations(scene.apart, 2)
-        for side in OPPOSITE
-        if all(_beside(a.bbox, b.bbox, side) for a in scene.apart[one] for b in scene.apart[other])
-    ]
-    yield from draw.sample(found, len(found))
+    yield from _drawn(_meaning_nothing(relations(scene)), draw)
 
 
-def _foreign_expressions(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[str]:
+def _meaning_nothing(phrases: Iterator[Phrase]) -> list[Phrase]:
+    return [phrase for phrase in phrases if not phrase.objects]
+
+
+def _drawn(phrases: Sequence[Phrase], draw: random.Random) -> list[Phrase]:
+    return draw.sample(phrases, len(phrases))
+
+
+def _foreign_expressions(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[Phrase]:
     """What is true of another picture, of a category that is proved to be absent here."""
     if not scene.categories:
         return
     for _ in range(TRIES):
         if pool.expressions:
             other, sample = draw.choice(pool.expressions)
-            label, text = other.category_of(sample), sample.query or ""
+            label, found = other.category_of(sample), Phrase(sample.query or "")
         else:
             other = draw.choice(pool.scenes)
-            label, text = _true_phrase(other, draw)
-        if label is not None and text and other.sample.picture != scene.sample.picture and scene.lacks(label):
-            yield text
+            true = [phrase for phrase in positions(other) if phrase.objects]
+            found = draw.choice(true)._replace(objects=()) if true else Phrase("")
+            label = found.label
+        if label and found.text and other.sample.picture != scene.sample.picture and scene.lacks(label):
+            yield found
 
 
-def _true_phrase(scene: Scene, draw: random.Random) -> tuple[str | None, str]:
-    """Something composed that is there in a picture, with its category."""
-    found = [
-        (label, _say(POSITION[side], label))
-        for label, items in scene.apart.items()
-        for side in OPPOSITE
-        if any(_within(item.bbox, side, scene.sample.image_wh) for item in items)
-    ]
-    return draw.choice(found) if found else (None, "")
-
-
-def _within(box_xyxy: Box, side: Side, image_wh: Size) -> bool:
-    """Whether a box lies wholly in a half of the picture."""
-    x1, y1, x2, y2 = box_xyxy
-    half_x, half_y = image_wh[0] / 2, image_wh[1] / 2
-    return {"left": x2 <= half_x, "right": x1 >= half_x, "top": y2 <= half_y, "bottom": y1 >= half_y}[side]
-
-
-def _beside(one_xyxy: Box, other_xyxy: Box, side: Side) -> bool:
-    """Whether one box lies wholly on a side of another: left means that it ends before the other begins."""
-    return {
-        "left": one_xyxy[2] <= other_xyxy[0],
-        "right": one_xyxy[0] >= other_xyxy[2],
-        "top": one_xyxy[3] <= other_xyxy[1],
-        "bottom": one_xyxy[1] >= other_xyxy[3],
-    }[side]
-
-
-def _say(forms: tuple[str, str], *labels: str) -> str:
-    return forms[is_chinese(labels[0])].format(*labels)
-
-
-def _unproved_expressions(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[str]:
+def _unproved_expressions(scene: Scene, pool: Pool, draw: random.Random) -> Iterator[Phrase]:
     """An expression of another picture that shares no longer word with any that is asked here: likely absent."""
     own = {word for text in scene.asked for word in _words(text)}
     for _ in range(TRIES if pool.expressions else 0):
         other, sample = draw.choice(pool.expressions)
         if other.sample.picture != scene.sample.picture and not own & _words(sample.query or ""):
-            yield sample.query or ""
+            yield Phrase(sample.query or "")
 
 
 def _words(text: str) -> set[str]:
@@ -297,10 +157,12 @@ MAKERS: Final[Mapping[str, Maker]] = {
 class Negatives:
     """What was made."""
 
-    division: Division
-    """The splits with the negatives at their ends."""
+    made: Mapping[str, tuple[Sample, ...]]
+    """split -> its negatives, and behind them the positives of their forms."""
     counts: Mapping[str, int]
-    """kind -> how many."""
+    """kind -> how many negatives."""
+    positives: tuple[Sample, ...]
+    """The positives that were made."""
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -312,7 +174,7 @@ def searched_in_full(row: RawRow, kind: str) -> bool:
     return not row.bad_objects and (kind in FORMATS or (kind in LISTED and row.categories is not None))
 
 
-def add_negatives(
+def make_negatives(
     division: Division,
     name: str,
     *,
@@ -322,106 +184,90 @@ def add_negatives(
     around: Mapping[str, Annotated],
     seed: int,
 ) -> Negatives:
-    """Give each split `ratio` negatives for each of its questions that has an answer, from its own pictures only.
+    """Make for each split `ratio` negatives for each of its questions that has an answer, from its own pictures only.
 
+    A negative that is composed of category names comes with a positive of the same form, or not at all.
     doubtful: pictures (`Sample.image`) that were not searched in full, or of which an annotation was rejected.
     around: picture -> all that is in it, where a source of expressions knows.  unproved: where too few can be proved,
-    take expressions of other pictures, marked `unproved_…`.  The same seed gives the same negatives.
+    take expressions of other pictures, marked `unproved_…`.  The same seed gives the same questions.
     """
-    annotated = _annotated(division.samples.values(), doubtful, around)
-    shown = frozenset(_key(item.label) for _, objects in annotated.values() for item in objects)
+    splits = {split: tuple(samples) for split, samples in division.samples.items()}
+    annotated = annotated_pictures(splits.values(), doubtful, around)
+    shown = frozenset(key_of(item.label) for _, objects in annotated.values() for item in objects)
     counts: Counter[str] = Counter()
     made: dict[str, tuple[Sample, ...]] = {}
-    wanted = positives = 0
-    for split, samples in division.samples.items():
-        answered = sum(any(not item.crowd for item in sample.objects) for sample in samples)
-        number = round(ratio * answered)
-        positives, wanted = positives + answered, wanted + number
-        pool = _pool(samples, annotated, shown)
-        grounding = any(sample.task == "grounding" for sample in samples)
+    every_positive: list[Sample] = []
+    wanted = answered = 0
+    for split, samples in splits.items():
+        own = sum(any(not item.crowd for item in sample.objects) for sample in samples)
+        number = round(ratio * own)
+        answered, wanted = answered + own, wanted + number
         draw = random.Random(f"{seed}/{split}")  # noqa: S311 - a draw
-        new = list(_make(pool, number, f"{name}/{split}/negative", draw, unproved=unproved, grounding=grounding))
-        counts.update(str(sample.negative) for sample in new)
-        made[split] = (*samples, *new)
-    notes, warnings = _said(counts, wanted, positives, annotated=bool(annotated), unproved=unproved)
-    if counts and all(sample.task != "grounding" for samples in division.samples.values() for sample in samples):
-        warnings.append(
-            "every question with an answer asks for all categories, every negative for one thing: add questions for "
-            "single things that are there (grounding), or a short question alone will mean `not there` to the model"
-        )
-    return Negatives(replace(division, samples=made), counts, tuple(notes), tuple(warnings))
+        pool = pool_of(samples, annotated, shown)
+        pairs = list(_make(pool, number, f"{name}/{split}", draw, unproved=unproved))
+        negatives, positives = [pair[0] for pair in pairs], [pair[1] for pair in pairs if pair[1] is not None]
+        counts.update(str(sample.negative) for sample in negatives)
+        every_positive += positives
+        made[split] = (*negatives, *positives)
+    notes, warnings = _said(counts, len(every_positive), wanted, answered, annotated=bool(annotated), unproved=unproved)
+    return Negatives(made, counts, tuple(every_positive), tuple(notes), tuple(warnings))
 
 
-def _annotated(
-    splits: Collection[Sequence[Sample]], doubtful: Collection[str], around: Mapping[str, Annotated]
-) -> dict[str, Annotated]:
-    """picture -> categories annotated in full and all objects, over every split in which the picture stands."""
-    found: dict[str, Annotated] = {}
-    for sample in (sample for samples in splits for sample in samples if sample.image not in doubtful):
-        if sample.task == "detection":
-            before = found.get(sample.picture, Annotated())
-            categories = tuple(dict.fromkeys((*before.categories, *sample.categories)))
-            found[sample.picture] = Annotated(categories, (*before.objects, *sample.objects))
-        elif sample.image in around:
-            found.setdefault(sample.picture, around[sample.image])
-    return found
-
-
-def _pool(
-    samples: Sequence[Sample],
-    annotated: Mapping[str, Annotated],
-    shown: frozenset[str],
-) -> Pool:
-    by_picture: dict[str, list[Sample]] = {}
-    for sample in samples:
-        by_picture.setdefault(sample.picture, []).append(sample)
-    scenes = []
-    for picture, own in by_picture.items():
-        categories, objects = annotated.get(picture, Annotated())
-        asked = frozenset(_key(sample.query) for sample in own if sample.query)
-        answered = tuple(sample for sample in own if sample.task == "grounding" and sample.objects)
-        scenes.append(Scene(own[0], categories, objects, asked, answered))
-    expressions = tuple((scene, sample) for scene in scenes for sample in scene.expressions)
-    return Pool(tuple(scenes), shown, expressions)
+class _Offer(NamedTuple):
+    scene: Scene
+    phrase: Phrase
+    twin: tuple[Scene, Phrase] | None
 
 
 def _make(
-    pool: Pool, number: int, prefix: str, draw: random.Random, *, unproved: bool, grounding: bool
-) -> Iterator[Sample]:
+    pool: Pool, number: int, prefix: str, draw: random.Random, *, unproved: bool
+) -> Iterator[tuple[Sample, Sample | None]]:
     """The kinds take turns while they have something to offer; pictures too, so that none is asked far more often."""
-    used: set[tuple[str, str]] = set()
-    proving = tuple(scene for scene in pool.scenes if scene.categories)
-    offers = {kind: _offers(maker, proving, pool, used, draw) for kind, maker in MAKERS.items()}
+    proving = tuple(scene for scene in pool.scenes if scene.categories) if number else ()
+    stock = _Stock(pool, Twins(proving, draw), set(), draw)
+    offers = {kind: _offers(maker, proving, stock) for kind, maker in MAKERS.items()}
     done = 0
-    for kind, scene, text in _in_turn(offers, number):
-        yield _sample(scene, text, kind, f"{prefix}/{done}", grounding=grounding)
+    for kind, offer in _in_turn(offers, number):
+        yield _pair(offer, kind, prefix, done)
         done += 1
     if unproved and done < number:
         rest = tuple(scene for scene in pool.scenes if scene.expressions)
-        more = {UNPROVED + "foreign_expression": _offers(_unproved_expressions, rest, pool, used, draw)}
-        for kind, scene, text in _in_turn(more, number - done):
-            yield _sample(scene, text, kind, f"{prefix}/{done}", grounding=True)
+        more = {UNPROVED + "foreign_expression": _offers(_unproved_expressions, rest, stock)}
+        for kind, offer in _in_turn(more, number - done):
+            yield _pair(offer, kind, prefix, done)
             done += 1
 
 
-def _offers(
-    maker: Maker, scenes: Sequence[Scene], pool: Pool, used: set[tuple[str, str]], draw: random.Random
-) -> Iterator[tuple[Scene, str]]:
+@dataclass(frozen=True, slots=True)
+class _Stock:
+    """What a split has to offer, and what was taken of it."""
+
+    pool: Pool
+    twins: Twins
+    used: set[tuple[str, str]]
+    """(picture, text)."""
+    draw: random.Random
+
+
+def _offers(maker: Maker, scenes: Sequence[Scene], stock: _Stock) -> Iterator[_Offer]:
     """One text a picture and turn, until a turn through all pictures gives nothing new."""
     fresh = True
     while fresh:
         fresh = False
-        for scene in draw.sample(scenes, len(scenes)):
-            for text in maker(scene, pool, draw):
-                key = (scene.sample.picture, _key(text))
-                if key not in used and key[1] not in scene.asked:
-                    used.add(key)
+        for scene in stock.draw.sample(scenes, len(scenes)):
+            for phrase in maker(scene, stock.pool, stock.draw):
+                key = (scene.sample.picture, key_of(phrase.text))
+                if key in stock.used or key[1] in scene.asked:
+                    continue
+                twin = stock.twins.take(phrase.form, phrase.label) if phrase.form else None
+                if twin is not None or not phrase.form:
+                    stock.used.add(key)
                     fresh = True
-                    yield scene, text
+                    yield _Offer(scene, phrase, twin)
                     break
 
 
-def _in_turn(offers: Mapping[str, Iterator[tuple[Scene, str]]], number: int) -> Iterator[tuple[str, Scene, str]]:
+def _in_turn(offers: Mapping[str, Iterator[_Offer]], number: int) -> Iterator[tuple[str, _Offer]]:
     waiting = dict(offers)
     done = 0
     while waiting and done < number:
@@ -429,39 +275,49 @@ def _in_turn(offers: Mapping[str, Iterator[tuple[Scene, str]]], number: int) -> 
             offer = next(waiting[kind], None) if done < number else None
             if offer is not None:
                 done += 1
-                yield kind, *offer
+                yield kind, offer
             elif done < number:
                 del waiting[kind]
 
 
-def _sample(scene: Scene, text: str, kind: str, sample_id: str, *, grounding: bool) -> Sample:
-    like = scene.sample
+def _pair(offer: _Offer, kind: str, prefix: str, number: int) -> tuple[Sample, Sample | None]:
+    """The negative, and the positive of its form where it was composed."""
+    negative = _sample(offer.scene, offer.phrase, f"{prefix}/negative/{number}", kind)
+    return negative, _sample(*offer.twin, f"{prefix}/positive/{number}") if offer.twin else None
+
+
+def _sample(scene: Scene, phrase: Phrase, sample_id: str, negative: str | None = None) -> Sample:
     return Sample(
         id=sample_id,
-        task="grounding" if grounding else "detection",
-        image=like.image,
-        width=like.width,
-        height=like.height,
-        query=text if grounding else None,
-        categories=() if grounding else (text,),
-        negative=kind,
+        task="grounding",
+        image=scene.sample.image,
+        width=scene.sample.width,
+        height=scene.sample.height,
+        query=phrase.text,
+        objects=tuple(replace(item, label=phrase.text) for item in phrase.objects),
+        negative=negative,
     )
 
 
 def _said(
-    counts: Counter[str], wanted: int, positives: int, *, annotated: bool, unproved: bool
+    counts: Counter[str], positives: int, wanted: int, answered: int, *, annotated: bool, unproved: bool
 ) -> tuple[list[str], list[str]]:
     notes, warnings = [], []
     total = counts.total()
     if total:
         table = ", ".join(f"{kind.replace('_', ' ')} {number:,}" for kind, number in counts.most_common())
-        notes.append(f"{counted(total, 'negative')} made for {counted(positives, 'question')} with an answer: {table}")
+        notes.append(f"{counted(total, 'negative')} made for {counted(answered, 'question')} with an answer: {table}")
+    if positives:
+        notes.append(
+            f"{counted(positives, 'positive')} made of the same forms, so that what a question looks like does not "
+            "tell its answer"
+        )
     doubted = sum(number for kind, number in counts.items() if kind.startswith(UNPROVED))
     if doubted:
         warnings.append(f"{counted(doubted, 'negative')} that nothing proves (--negatives-unproved): look at them")
     if total < wanted:
         why = (
-            "the annotations prove no more"
+            "the annotations prove no more, or show nothing of the same form"
             if annotated
             else "the source has no categories annotated in full, so nothing proves that a thing is absent"
         )

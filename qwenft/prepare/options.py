@@ -8,10 +8,11 @@ from typing import Final
 from qwenft.core.boxes import CONVENTIONS
 from qwenft.core.errors import UsageError, nearest
 from qwenft.prepare import exports
+from qwenft.prepare.questions import Wanted
 from qwenft.prepare.survey import Frame
 
-MOST_NEGATIVES: Final = 100
-"""For each question with an answer."""
+MOST_MADE: Final = 100
+"""Negatives for each question with an answer; questions about some of the categories for each about all."""
 FRAMES: Final[Mapping[str, Frame | None]] = {"auto": None, "upright": "upright", "stored": "stored"}
 
 
@@ -30,8 +31,7 @@ class Options:
     command: str = ""
     export: tuple[str, ...] = ()
     num_proc: int = 1
-    negatives: float = 0.0
-    negatives_unproved: bool = False
+    wanted: Wanted = field(default_factory=Wanted)
     rename: Mapping[str, str] = field(default_factory=dict)
     earlier: Path | None = None
     """A prepared data set that is being replaced: its pictures need not be decoded again."""
@@ -58,12 +58,14 @@ def check_choices(val_fraction: float, output_format: str, exif: str, forms: Seq
             raise UsageError(f"unknown --export {form!r}", hint=nearest(form, exports.FORMS))
 
 
-def check_negatives(ratio: float, *, unproved: bool) -> None:
-    """Refuse an impossible number of negatives.  Raises UsageError."""
-    if not 0 <= ratio <= MOST_NEGATIVES:
-        raise UsageError(f"--negatives must be from 0 to {MOST_NEGATIVES}, got {ratio}", hint="--negatives 0.5")
-    if unproved and not ratio:
+def wanted_questions(negatives: float, subsets: float, seed: int, *, unproved: bool) -> Wanted:
+    """What is to be made.  Raises UsageError for an impossible number."""
+    for name, ratio in (("negatives", negatives), ("subsets", subsets)):
+        if not 0 <= ratio <= MOST_MADE:
+            raise UsageError(f"--{name} must be from 0 to {MOST_MADE}, got {ratio}", hint=f"--{name} 0.5")
+    if unproved and not negatives:
         raise UsageError("--negatives-unproved without --negatives makes none", hint="--negatives 0.5")
+    return Wanted(negatives, unproved, subsets, seed)
 
 
 def known_bbox_format(text: str) -> str | None:

@@ -10,7 +10,7 @@ from qwenft.core.errors import DataError
 from qwenft.core.events import Emit, printable, progress
 from qwenft.prepare import convention
 from qwenft.prepare.checks import Rules, check, objects_around
-from qwenft.prepare.negatives import Annotated, searched_in_full
+from qwenft.prepare.negatives import searched_in_full
 from qwenft.prepare.options import Options
 from qwenft.prepare.pictures import PictureError
 from qwenft.prepare.rows import (
@@ -25,6 +25,7 @@ from qwenft.prepare.rows import (
     Source,
     counted,
 )
+from qwenft.prepare.scene import Annotated
 from qwenft.prepare.spool import Rejected, Samples, Spool
 from qwenft.prepare.store import PictureStore
 from qwenft.prepare.survey import Boxes, Survey, Taken, judge_frame
@@ -123,11 +124,11 @@ class Result:
     doubtful: set[str] = field(default_factory=set)
     """Pictures (`Sample.image`) whose annotations prove no absence: not all searched for, or not all taken."""
     around: dict[str, Annotated] = field(default_factory=dict)
-    """What a source of expressions knows of a picture (`Sample.image`) beside them, where negatives are to be made."""
+    """What a source of expressions knows of a picture (`Sample.image`) beside them, where questions are to be made."""
 
 
 def assemble(
-    found: Collected, settled: Settled, source: Source, name: str, *, folder: Path | None, negatives: bool
+    found: Collected, settled: Settled, source: Source, name: str, *, folder: Path | None, searched: bool
 ) -> Result:
     """Make samples of the rows taken.  name: the data set's.  folder: whose disk holds them until they are written."""
     result = Result(
@@ -142,7 +143,7 @@ def assemble(
             _reject(row, BadRow(row.split, row.where, Reason.DUPLICATE_ID, f"id {row.key}", row.original), result)
             continue
         checked = check(item, f"{name}/{row.split}/{item.number}", settled.rules)
-        if negatives:
+        if searched:
             whole = checked.sample is not None and not checked.bad_objects and searched_in_full(row, source.kind)
             _note_what_is_around(item, settled.rules, result, whole=whole)
         for bad in checked.bad_objects:

@@ -37,23 +37,6 @@ NEGATION: Final = re.compile(
 )
 """With such a word in it an expression may stay true, or become true, when another word is exchanged."""
 
-# The composed phrases.  Each says something that the boxes alone can refute.
-POSITION: Final[Mapping[Side, tuple[str, str]]] = {
-    "left": ("{} in the left half of the picture", "图片左半部分的{}"),
-    "right": ("{} in the right half of the picture", "图片右半部分的{}"),
-    "top": ("{} in the upper half of the picture", "图片上半部分的{}"),
-    "bottom": ("{} in the lower half of the picture", "图片下半部分的{}"),
-}
-"""side -> (English, Chinese)."""
-FILLS: Final = ("{} that fills most of the picture", "占满大部分画面的{}")
-TINY: Final = ("tiny {} that covers less than a fiftieth of the picture", "不到画面五十分之一的小{}")
-RELATION: Final[Mapping[Side, tuple[str, str]]] = {
-    "left": ("{} to the left of the {}", "{1}左边的{0}"),
-    "right": ("{} to the right of the {}", "{1}右边的{0}"),
-    "top": ("{} above the {}", "{1}上方的{0}"),
-    "bottom": ("{} below the {}", "{1}下方的{0}"),
-}
-
 
 def is_chinese(text: str) -> bool:
     """Whether the text holds a Chinese character.

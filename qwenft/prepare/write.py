@@ -15,7 +15,7 @@ from qwenft.core.samples import SCHEMA_VERSION, Manifest, Sample, SplitInfo
 from qwenft.prepare import preview
 from qwenft.prepare.audit import Audit, result_of
 from qwenft.prepare.convention import MIN_FIT, Verdict
-from qwenft.prepare.negatives import Negatives
+from qwenft.prepare.questions import Questions
 from qwenft.prepare.rows import EXPLANATIONS, BadObject, BadRow, Source, counted
 from qwenft.prepare.splits import Division
 from qwenft.prepare.spool import tally
@@ -43,8 +43,8 @@ class Report:
     counts: Mapping[str, int]
     reasons: Counter[str]
     limit: int | None
+    questions: Questions
     exported: tuple[str, ...] = ()
-    negatives: Negatives | None = None
 
 
 def spoken(report: Report) -> list[Said]:
@@ -69,8 +69,7 @@ def _notes(report: Report) -> Iterator[Said]:
     if report.limit is not None:
         yield "note", f"no more than the first {counted(report.limit, 'row')} of each split read (--limit)"
     yield from (("note", text) for text in (*report.audit.notes(), *report.division.notes, *report.exported))
-    if report.negatives:
-        yield from (("note", text) for text in report.negatives.notes)
+    yield from (("note", text) for text in report.questions.notes)
 
 
 _FRAMES: Mapping[Frame, str] = {
@@ -109,8 +108,7 @@ def _warnings(report: Report) -> Iterator[Said]:
                 + ("rows with boxes were rejected" if sizes.trusted else "the pictures are trusted")
             ),
         )
-    if report.negatives:
-        yield from (("warning", text) for text in report.negatives.warnings)
+    yield from (("warning", text) for text in report.questions.warnings)
     if report.repeated_ids:
         yield "warning", f"{report.repeated_ids:,} ids repeat, so they are not taken for ids of rows"
     yield from (("warning", text) for text in report.audit.warnings())
@@ -203,7 +201,7 @@ def _checks(report: Report) -> list[dict[str, Any]]:
     counts, sizes = report.counts, report.sizes
     return [
         {"check": "every row is a sample or rejected", "result": "ok"}
-        | {key: counts[key] for key in ("rows_read", "samples", "rejected", "negatives_made") if key in counts},
+        | {key: counts[key] for key in ("rows_read", "samples", "rejected", "questions_made") if key in counts},
         {"check": "every object is in a sample or rejected", "result": "ok"}
         | {key: number for key, number in counts.items() if key.startswith("objects")},
         {"check": "rows rejected", "result": result_of(report.reasons), "reasons": dict(report.reasons)},
