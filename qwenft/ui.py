@@ -186,19 +186,26 @@ class Screen:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        """A table of data on stdout: drawn on a terminal, else one line a row with tabs between the cells."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, spare: Sequence[str] = ()
+    ) -> None:
+        """A table of data on stdout: drawn on a terminal, else one line a row with tabs between the cells.
+
+        spare: columns that a terminal too narrow for whole words does without, the first one first.
+        """
         self._erase()
-        cells = [tuple(row) for row in rows]
+        cells = [tuple(printable(cell) for cell in row) for row in rows]
         if not self.out.is_terminal:
             self._write_rows([columns, *cells])
             return
+        columns, cells = _narrowed(columns, cells, spare, self.out.width)
+        widths = _column_widths(columns, cells, self.out.width)
         drawn = Table(header_style="bold", box=box.ROUNDED)
         for at, column in enumerate(columns):
             numeric = all(NUMERIC.fullmatch(row[at]) for row in cells)
-            drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+            drawn.add_column(column, justify="right" if numeric else "left", overflow="fold", width=widths[at])
         for row in cells:
-            drawn.add_row(*(Text(printable(cell)) for cell in row))
+            drawn.add_row(*(Text(cell) for cell in row))
         if title:
             self.out.print(Text(title, "bold"), soft_wrap=True)
         self.out.print(drawn)
@@ -397,6 +404,42 @@ def _answer_cells(answer: Prediction, *, caption: bool) -> Iterator[tuple[str, .
     if not answer.objects:
         said = textwrap.shorten(answer.text, SAID, placeholder=" …") if answer.status == "unparsable" else ""
         yield (name, said, "none" if answer.status == "empty" else "", "", status)
+
+
+def _narrowed(
+    columns: Sequence[str], rows: Sequence[tuple[str, ...]], spare: Sequence[str], width: int
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """The same table without as many of the spare columns as it takes to break no word at this width."""
+    kept = list(range(len(columns)))
+    for name in spare:
+        if sum(_longest_words([columns[at] for at in kept], [[row[at] for at in kept] for row in rows])) < width:
+            break
+        kept.remove(columns.index(name))
+    return [columns[at] for at in kept], [tuple(row[at] for at in kept) for row in rows]
+
+
+FRAME: Final = 3
+"""Of a drawn table, around each cell: a blank on either side, and a line."""
+
+
+def _column_widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Sequence[int | None]:
+    """Columns wide enough for their words, the first ones as wide as their cells; None where not even words fit."""
+    least = [wide - FRAME for wide in _longest_words(columns, rows)]
+    room = width - 1 - sum(wide + FRAME for wide in least)
+    if room < 0:
+        return [None] * len(columns)
+    widths: list[int | None] = []
+    for wide, cells in zip(least, zip(columns, *rows, strict=True), strict=True):
+        extra = min(room, max(cell_len(line) for cell in cells for line in cell.split("\n")) - wide)
+        room -= extra
+        widths.append(wide + extra)
+    return widths
+
+
+def _longest_words(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    """Columns of the terminal that each column of a drawn table takes at the least."""
+    words = [[word for cell in cells for word in cell.split()] for cells in zip(columns, *rows, strict=True)]
+    return [max((cell_len(word) for word in column), default=0) + FRAME for column in words]
 
 
 def _grid(rows: Iterable[tuple[str, str]]) -> Table:

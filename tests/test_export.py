@@ -21,7 +21,7 @@ from training import train_here
 
 from qwenft.core.boxes import iou
 from qwenft.core.config import DEFAULT_MODEL
-from qwenft.core.errors import ModelError, RunError, UsageError
+from qwenft.core.errors import ModelError, RunError
 from qwenft.core.predictions import Question
 from qwenft.core.runs import Contract, Run
 from qwenft.core.samples import PreparedDataset, open_dataset
@@ -182,7 +182,7 @@ def test_a_full_disk_is_one_error_and_nothing_stands(root: Path, monkeypatch: py
 
 
 def test_what_stands_is_never_written_over(root: Path, merged: Exported) -> None:
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(RunError, match="exists already"):
         export_run("mine", gpus="cpu", root=root)
     with pytest.raises(RunError, match="no finished run"):
         export_run(root=root / "data")

@@ -101,6 +101,15 @@ def test_a_threshold_is_a_score(ask: Any) -> None:
         ask(threshold=62)
 
 
+def test_nothing_is_counted_before_the_model_is_there(
+    ask: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr("qwenft.predict.find._Work._load", lambda _: seen.append("loaded") or TwoBoxes())
+    find([tmp_path / "a.png"], "dog", model="tiny", root=tmp_path, emit=lambda event: seen.append(event["event"]))
+    assert seen.index("loaded") < seen.index("progress")
+
+
 def test_a_contract_with_thresholds_is_read_back_and_an_older_one_has_none(tmp_path: Path) -> None:
     TRAINED.write(tmp_path)
     assert Contract.read(tmp_path) == TRAINED

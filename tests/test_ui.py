@@ -1,5 +1,6 @@
 """What a command shows: bars on a terminal that leave no trace, plain lines elsewhere, one object with --json."""
 
+import io
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from play_events import PATH
+from rich.console import Console
 from terminal import colours, controls, on_terminal, plain, screen
 
 from qwenft.core.events import PlainLines, note, progress
@@ -154,6 +156,24 @@ def test_plain_lines_come_each_tenth_or_each_half_minute() -> None:
 
 
 WORDS = st.lists(st.text("abc;[/", min_size=1, max_size=30), min_size=1, max_size=30).map(" ".join)
+CELLS = st.lists(st.text("abcdefgh012", min_size=1, max_size=12), max_size=3).map(" ".join)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=4), st.integers(36, 90))
+def test_a_table_breaks_no_word_where_leaving_out_a_spare_column_helps(
+    rows: list[tuple[str, str, str]], width: int
+) -> None:
+    shown = Screen()
+    shown.out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    shown.table("", ("run", "state", "model"), rows, spare=("model",))
+    drawn = shown.out.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, drawn.splitlines())) <= width
+    words = re.findall(r"[a-h012]+", drawn)
+    left = 3 if "model" in drawn else 2
+    assert left == 3 or width < 3 * 12 + 10, "nothing is left out without need"
+    for row in rows:
+        for cell in row[:left]:
+            assert all(word in words for word in cell.split())
 
 
 @given(WORDS, st.integers(20, 120))

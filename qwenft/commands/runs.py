@@ -27,5 +27,8 @@ def runs(
         if json:
             screen.result({"runs": [one.to_json() for one in found]} if run is None else found[0].to_json())
             return
-        screen.table("", COLUMNS, [one.row() for one in found]) if run is None else screen.facts(found[0].facts())
+        if run is None:
+            screen.table("", COLUMNS, [one.row() for one in found], spare=("model", "data", "age"))
+        else:
+            screen.facts(found[0].facts())
         screen.hint("qwenft train" if not found else found[0].next_command)

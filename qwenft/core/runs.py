@@ -58,7 +58,7 @@ class Contract:
     prompts: Prompts = field(default_factory=Prompts)
     tasks: tuple[str, ...] = ()
     data: str = ""
-    """Name of the prepared data set."""
+    """Name of the prepared data set; of several the names of all, with ", " between."""
     pictures: tuple[str, ...] = ()
     """SHA-256 of every training picture."""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -47,8 +47,8 @@ def coco_answers(
     missing = [sample.picture for sample in asked if sample.picture not in pictures.values()]
     if missing:
         raise DataError(
-            f"{named} does not know {len(set(missing))} pictures of this split, the first {missing[0]}: they are told by "
-            "content, and looked for beside that file",
+            f"{named} does not know {len(set(missing))} pictures of this split, the first {missing[0]}: they are told "
+            "by content, and looked for beside that file",
             hint="--references with a file that lies where its pictures are",
         )
     categories = {key: str(item.get("name", key)) for key, item in by_id(document["categories"], named).items()}

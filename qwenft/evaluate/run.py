@@ -176,7 +176,7 @@ def _keep_thresholds(subject: Answerer, exam: _Exam, metrics: Mapping[str, Any],
     whole, seen = len(exam.samples) == exam.num_samples_of_split, metrics["trained_on"]
     if subject.run is None or subject.contract is None or not whole or metrics["role"] != "held-out":
         return
-    if exam.dataset.name != subject.contract.data or (seen and seen["pictures"]):
+    if exam.dataset.name not in subject.contract.data.split(", ") or (seen and seen["pictures"]):
         return
     chosen = {task: figures for task, figures in metrics["threshold"].items() if figures["chosen"]}
     for task, figures in chosen.items():

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 
 from safetensors import SafetensorError
 
-from qwenft.core.errors import ModelError, RunError, UsageError
+from qwenft.core.errors import ModelError, RunError
 from qwenft.core.events import Emit, ignore, note, waiting, warning
 from qwenft.core.files import read_json, sha256_of_file, whole_folder, write_json
 from qwenft.core.runs import Contract, Run, choose_answerer
@@ -83,7 +83,7 @@ def export_run(
     source, model, contract = _chosen(run, root)
     folder = ((root or Path.cwd()) / out if out else source.path / "export" / to).absolute()
     if folder.exists():
-        raise UsageError(f"{folder} exists already", hint=f"--out another-folder, or: rm -r {shlex.quote(str(folder))}")
+        raise RunError(f"{folder} exists already", hint=f"--out another-folder, or: rm -r {shlex.quote(str(folder))}")
     if to == "adapter" and not (source.adapter / ADAPTER_FILE).is_file():
         raise ModelError(f"the run {source.name} trained whole weights: there is no adapter in it", hint="--to merged")
     access = check_push(push_to, send_token=send_token) if push_to else None
