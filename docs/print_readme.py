@@ -56,10 +56,10 @@ def _file(path: Path, depth: int) -> tuple[str, str]:
 
 def settings() -> str:
     """The settings of `train` as a Markdown table."""
-    from qwenft.core.config import TrainConfig
+    from qwenft.core.config import setting_fields
 
     lines = ["| setting | default | what it is |", "|---|---|---|"]
-    for name, field in TrainConfig.model_fields.items():
+    for name, field in setting_fields().items():
         default = ", ".join(field.default) if isinstance(field.default, tuple) else field.default
         shown = f"`{default}`" if default not in (None, "") else ""
         text = str(field.description).replace("|", "\\|").replace("\n", " ")

@@ -14,6 +14,7 @@ from qwenft.core.steps import count_updates
 from qwenft.model.inputs import Encoder
 from qwenft.model.load import base_contract, load_processor
 from qwenft.train.batches import FILLER, Collator, PictureOrder, TrainingData, packed_parts
+from qwenft.train.mixture import Mixture
 
 PICTURES = st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40)
 FEW = st.integers(1, 4)
@@ -97,7 +98,7 @@ def encoder() -> Encoder:
 
 
 def test_a_picture_is_read_once_for_all_its_questions(scenes: PreparedDataset) -> None:
-    data = TrainingData(scenes, encoder())
+    data = TrainingData(Mixture.of([scenes]).samples, encoder())
     image = data.samples[0].image
     of_it = [index for index, sample in enumerate(data.samples) if sample.image == image]
     named = data.__getitems__([*of_it, FILLER])
@@ -107,9 +108,9 @@ def test_a_picture_is_read_once_for_all_its_questions(scenes: PreparedDataset) -
 
 
 def test_a_picture_whose_features_are_known_is_not_read(scenes: PreparedDataset) -> None:
-    plain = TrainingData(scenes, encoder())
+    plain = TrainingData(Mixture.of([scenes]).samples, encoder())
     sample = plain.samples[0]
-    known = TrainingData(scenes, encoder(), {sample.picture})
+    known = TrainingData(Mixture.of([scenes]).samples, encoder(), {sample.picture})
     (_, read), (_, unread) = plain.__getitems__([0])[0], known.__getitems__([0])[0]
     assert unread.input_ids == read.input_ids
     assert torch.equal(unread.picture.grid_thw, read.picture.grid_thw)
@@ -117,7 +118,7 @@ def test_a_picture_whose_features_are_known_is_not_read(scenes: PreparedDataset)
 
 
 def test_a_process_without_samples_still_has_a_batch_from_which_nothing_is_learned(scenes: PreparedDataset) -> None:
-    data = TrainingData(scenes, encoder())
+    data = TrainingData(Mixture.of([scenes]).samples, encoder())
     for room in (None, 4096):
         batch = Collator(1, 12, 2, room)(data.__getitems__([FILLER, FILLER]))
         (micro_batch,) = batch["update"].micro_batches
@@ -126,7 +127,7 @@ def test_a_process_without_samples_still_has_a_batch_from_which_nothing_is_learn
 
 
 def test_padded_and_packed_batches_hold_the_same_samples(scenes: PreparedDataset) -> None:
-    data = TrainingData(scenes, encoder())
+    data = TrainingData(Mixture.of([scenes]).samples, encoder())
     named = data.__getitems__(list(range(8)))
     padded, packed = (Collator(1, 12, 3, room)(named) for room in (None, 300))
     assert [len(part.names) for part in padded["update"].micro_batches] == [3, 3, 2]

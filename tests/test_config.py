@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenft.core.config import DEFAULT_MODEL, TrainConfig, load_config, make_config, to_yaml
+from qwenft.core.config import (
+    DEFAULT_MODEL,
+    Augment,
+    DataSource,
+    TrainConfig,
+    load_config,
+    make_config,
+    setting_fields,
+    to_yaml,
+)
 from qwenft.core.errors import ConfigError
 
 
@@ -55,6 +64,14 @@ def test_a_name_stays_what_was_written_though_yaml_would_read_something_else(tmp
         ("checkpointing=no", "checkpointing", False),
         ("data=a=b", "data", "a=b"),
         (" rank =8", "rank", 8),
+        ("data=a:0.7", "data", "a:0.7"),
+        ("data=[a]", "data", "a"),
+        ("data=a,b", "data", (DataSource(path="a"), DataSource(path="b"))),
+        ("data=a/b:0.7, c:3e-1", "data", (DataSource(path="a/b", weight=0.7), DataSource(path="c", weight=0.3))),
+        ("data=[{path: 'a,b'}, c:d]", "data", (DataSource(path="a,b"), DataSource(path="c:d"))),
+        ("augment.crop=0.1", "augment", Augment(crop=0.1)),
+        ("augment={crop: 0.1, jpeg: 40}", "augment", Augment(crop=0.1, jpeg=40)),
+        ("augment=", "augment", Augment()),
     ],
 )
 def test_overrides_are_read_as_meant(override: str, key: str, value: object) -> None:
@@ -81,6 +98,13 @@ def test_overrides_are_read_as_meant(override: str, key: str, value: object) -> 
         ({"name": "../up"}, "name: .*plain folder name", ""),
         ({"name": "latest"}, "name: .*plain folder name", ""),
         ({"name": ""}, "name: .*plain folder name", ""),
+        ({"data": ","}, "data: no data set is named", "qwenft config data"),
+        ({"data": "a:1,b"}, "data: some data sets have a weight and others have none", "qwenft config data"),
+        ({"data": "a:0,b:1"}, "^data.0.weight: .*greater than 0, got '0' .the command line.$", "qwenft config data"),
+        ({"data": [{"path": "a", "wieght": 1}, "b"]}, "^unknown setting 'data.0.wieght' .the command line.$", ""),
+        ({"augment": {"crop": 0.5}}, "augment.crop: .*less than 0.5", "qwenft config augment.crop"),
+        ({"augment": {"corp": 0.1}}, "unknown setting 'augment.corp'", "'augment.crop'"),
+        ({"augment": 3}, "augment: ", "qwenft config augment"),
     ],
     ids=lambda value: ",".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, dict) else "",
 )
@@ -148,14 +172,33 @@ def test_relative_paths_in_a_file_start_at_that_file(tmp_path: Path, monkeypatch
     assert load_config(None, ["data=../sets/mine"]).data == "../sets/mine"  # the current folder's
 
 
-TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20).filter(
+def test_relative_paths_of_several_data_sets_start_at_their_file_too(tmp_path: Path) -> None:
+    (tmp_path / "sets" / "mine").mkdir(parents=True)
+    path = write(tmp_path / "conf" / "a.yaml", "data: [{path: ../sets/mine, weight: 0.7}, {path: other, weight: 0.3}]")
+    mine, other = load_config(path).data or ()
+    assert (mine.path, mine.weight) == (str(tmp_path / "conf" / "../sets/mine"), 0.7)
+    assert (other.path, other.weight) == ("other", 0.3)
+
+
+def test_settings_of_a_group_are_added_to_those_of_the_file(tmp_path: Path) -> None:
+    for text in ("augment: {crop: 0.1, blur: 1}\n", "augment.crop: 0.1\naugment.blur: 1\n"):
+        config = load_config(write(tmp_path / "a.yaml", text), ["augment.blur=2", "augment.hflip=0.5"])
+        assert config.augment == Augment(crop=0.1, blur=2, hflip=0.5)
+        assert config.augment.is_on and not TrainConfig().augment.is_on
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters=","), min_size=1, max_size=20).filter(
     lambda text: text.strip() == text and text not in ("null", "~", "Null", "NULL")
 )
+WEIGHTS = st.floats(0.01, 100)
 CONFIGS = st.builds(
     TrainConfig,
     data=st.none()
     | TEXT
-    | st.sampled_from(["a # b", "x: y", "...", "- a", "'", '"', "{a}", "007", "2e-4", "yes", "=", "a\\n"]),
+    | st.sampled_from(["a # b", "x: y", "...", "- a", "'", '"', "{a}", "007", "2e-4", "yes", "=", "a\\n"])
+    | st.lists(st.builds(DataSource, path=TEXT), min_size=2).map(tuple)
+    | st.lists(st.builds(DataSource, path=TEXT, weight=WEIGHTS), min_size=2).map(tuple),
+    augment=st.builds(Augment, crop=st.floats(0, 0.4), jpeg=st.none() | st.integers(1, 99)),
     learning_rate=st.floats(1e-9, 1),
     epochs=st.floats(0.01, 100),
     max_steps=st.none() | st.integers(1, 10**9),
@@ -176,8 +219,9 @@ def test_a_saved_config_loads_as_the_same_one(config: TrainConfig) -> None:
 
 def test_a_saved_config_is_complete_and_explains_each_line() -> None:
     lines = to_yaml(TrainConfig()).splitlines()
-    assert [line.partition(":")[0] for line in lines] == list(TrainConfig.model_fields)
-    for line, field in zip(lines, TrainConfig.model_fields.values(), strict=True):
+    lines.remove(f"augment:  # {TrainConfig.model_fields['augment'].description}")
+    assert [line.partition(":")[0].replace("  ", "augment.") for line in lines] == list(setting_fields())
+    for line, field in zip(lines, setting_fields().values(), strict=True):
         assert field.description
         assert line.endswith(f"# {field.description}")
 

@@ -8,7 +8,7 @@ import torch
 
 from qwenft.core.config import make_config
 from qwenft.core.predictions import Question
-from qwenft.core.samples import PreparedDataset, open_dataset
+from qwenft.core.samples import PreparedDataset
 from qwenft.demo.scenes import write_scenes
 from qwenft.model.branches import Layout, branch_attention, on_device, pack, with_pictures
 from qwenft.model.fast import compile_layers, eager_layers, enable_fast_step
@@ -19,6 +19,7 @@ from qwenft.predict.generate import Predictor
 from qwenft.prepare.build import prepare_dataset
 from qwenft.train.batches import TrainingData
 from qwenft.train.launch import train_adapter
+from qwenft.train.mixture import open_mixture
 
 pytestmark = pytest.mark.gpu
 
@@ -147,7 +148,7 @@ def test_compiled_layers_have_the_losses_of_those_that_are_not(
     model = add_lora(base, ("language",), 8, 8, 0.0)
     assert enable_fast_step(model) == ""
     encoder = Encoder(load_processor("tiny"), base_contract("tiny"))
-    data = TrainingData(open_dataset("scenes", workplace), encoder)
+    data = TrainingData(open_mixture("scenes", workplace).samples, encoder)
     items = [item for _, item in data.__getitems__(list(range(12)))]
     losses = []
     for compiled in (False, True):

@@ -19,6 +19,7 @@ from qwenft.model.load import base_contract, load_processor
 from qwenft.train.checkpoints import prune, publish
 from qwenft.train.forecast import disk, learning_rates, sample_tokens, small_boxes
 from qwenft.train.launch import train_adapter
+from qwenft.train.mixture import Mixture
 from qwenft.train.plan import make_plan
 
 
@@ -119,7 +120,7 @@ def test_keep_best_keeps_the_checkpoint_of_the_best_evaluation(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([0.1, 0.3, 0.9, 0.4, 0.2])
-    monkeypatch.setattr("qwenft.train.trainer.headline", lambda scores: ("acc", next(values)))
+    monkeypatch.setattr("qwenft.train.trainer.measure", lambda scores: ("acc", next(values), {}))
     settings = {"max_steps": 4, "save_every": 1, "eval_every": 1, "eval_samples": 1, "keep_last": 1, "batch_size": 1}
     status, run, _ = train_here(workplace, "kept", keep_best=True, accumulation=1, **settings)
     assert status == 0
@@ -150,6 +151,6 @@ def test_the_summary_sets_the_measured_peak_beside_the_estimate(workplace: Path,
     assert status == 0
     assert events[-1]["memory_gib"] > 0 and events[-1]["estimate_gib"] is None
     assert f"took {events[-1]['memory_gib']} GiB of memory." in (run.adapter / "README.md").read_text()
-    plan = make_plan(make_config({}, "a test").model_copy(update={"model": "tiny"}), scenes, base_contract("tiny"),
+    plan = make_plan(make_config({"model": "tiny"}, "a test"), Mixture.of([scenes]), base_contract("tiny"),
                      Devices("cpu", 1))  # fmt: skip
     assert plan["event"] == "plan"

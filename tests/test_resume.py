@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_from_its_newest_whole_checkpoint_with_the_best_ada
 ) -> None:
     values = {0: 0.1, 1: 0.2, 2: 0.5, 3: 0.9, 4: 0.4, 5: 0.3, 6: 0.3}
     monkeypatch.setattr(
-        "qwenft.train.trainer.headline", lambda scores: ("acc", values[len(asked) - 1 if asked else 0])
+        "qwenft.train.trainer.measure", lambda scores: ("acc", values[len(asked) - 1 if asked else 0], {})
     )  # fmt: skip
     asked: list[int] = []
     from qwenft.train.trainer import Examiner
@@ -192,7 +192,7 @@ def test_a_changed_data_set_or_base_model_is_refused(
     moved = tmp_path / "moved"
     shutil.copytree((workplace / "data" / "scenes").resolve(), moved)
     (workplace / "data" / "scenes").unlink()
-    assert plan_resumption("cut", [], {"data": str(moved)}, workplace).dataset.path == moved
+    assert plan_resumption("cut", [], {"data": str(moved)}, workplace).mixture.datasets[0].path == moved
     lines = (moved / "train.jsonl").read_text().splitlines(keepends=True)
     (moved / "train.jsonl").write_text("".join(lines[::-1]))
     status, _, events = train_here(workplace, "cut", resume=True, **SMALL, model=str(model), data=str(moved))

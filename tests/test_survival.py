@@ -376,7 +376,7 @@ def test_a_run_stalls_when_evaluations_bring_nothing_better(
 
 def test_early_stopping_ends_a_run_as_a_finished_one(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.1, 0.5, 0.4, 0.3, 0.9])
-    monkeypatch.setattr("qwenft.train.trainer.headline", lambda scores: ("acc", next(values)))
+    monkeypatch.setattr("qwenft.train.trainer.measure", lambda scores: ("acc", next(values), {}))
     settings = {**QUICK, "max_steps": 9, "eval_every": 1, "eval_samples": 1, "early_stopping": 2}
     status, run, events = train_here(workplace, "early", **settings)
     assert status == 0

@@ -123,6 +123,7 @@ def test_the_published_architectures_have_a_plan_without_weights(
     scenes: PreparedDataset, tmp_path: Path, size: str, billions: float, modules: int
 ) -> None:
     from qwenft.core.devices import Devices
+    from qwenft.train.mixture import Mixture
     from qwenft.train.plan import make_plan
 
     published = SHARED / f"config-{size}.json"
@@ -159,7 +160,7 @@ def test_the_published_architectures_have_a_plan_without_weights(
         (tmp_path / "config.json").write_text(json.dumps(value))
     config = make_config({"model": str(tmp_path)}, "a test")
     contract = base_contract(str(tmp_path), weights=False)
-    plan = make_plan(config, scenes, contract, Devices("cuda", 2, (1, 3), ("A", "A")))
+    plan = make_plan(config, Mixture.of([scenes]), contract, Devices("cuda", 2, (1, 3), ("A", "A")))
     assert plan["lora"]["total"] / 1e9 == pytest.approx(billions, rel=0.01)
     assert plan["lora"]["modules"] == {"language": modules}
     assert plan["batch"]["effective"] == 2 * 2 * 8

@@ -14,7 +14,7 @@ import pytest
 from qwenft.core.config import make_config
 from qwenft.core.devices import Devices
 from qwenft.core.runs import Run
-from qwenft.core.samples import open_dataset
+from qwenft.train.mixture import open_mixture
 from qwenft.train.resume import newest_checkpoint
 
 FAST = {"model": "tiny", "gpus": "cpu", "workers": 0, "rank": 4, "alpha": 8, "dropout": 0.0, "eval_samples": 0}
@@ -40,9 +40,9 @@ def train_here(
     config = make_config({**FAST, "name": name, **settings}, "a test")
     run, channel, job = Run(root / "runs" / name), root / f"{name}.channel", root / f"{name}.job"
     channel.write_text("")
-    dataset = open_dataset(config.data, root)
+    data = [str(dataset.path) for dataset in open_mixture(config.data, root).datasets]
     value = {
-        "config": config.model_dump(mode="json"), "data": str(dataset.path), "run": str(run.path), "demo": False,
+        "config": config.model_dump(mode="json"), "data": data, "run": str(run.path), "demo": False,
         "devices": asdict(Devices("cpu", 1)), "channel": str(channel), "dry_run": dry_run, "resume": resume,
         "checkpoint": str(newest_checkpoint(run) or "") or None,
     }  # fmt: skip

@@ -23,9 +23,9 @@ def complete_data(incomplete: str) -> list[str]:
 
 def complete_setting(incomplete: str) -> list[str]:
     """Names of settings."""
-    from qwenft.core.config import TrainConfig
+    from qwenft.core.config import setting_fields
 
-    return [name for name in TrainConfig.model_fields if name.startswith(incomplete)]
+    return [name for name in setting_fields() if name.startswith(incomplete)]
 
 
 def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -47,14 +47,14 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def _values(key: str, begun: str) -> list[str]:
     """What may stand behind `key=`, as far as it can be listed, else the default."""
-    from qwenft.core.config import TrainConfig
+    from qwenft.core.config import setting_fields, setting_schema
 
     if key == "data":
         return complete_data(begun)
-    field = TrainConfig.model_fields.get(key)
+    field = setting_fields().get(key)
     if field is None:
         return []
-    words = [*_words(TrainConfig.model_json_schema()["properties"][key])]
+    words = [*_words(setting_schema(key))]
     return [word for word in words or [str(field.default)] if word.startswith(begun) and word != "None"]
 
 

@@ -46,6 +46,7 @@ def steps(
 
     from qwenft.core.steps import count_updates
 
+    sources = None
     if config is not None or data is not None:  # as `train` would count them; what is typed here goes first
         from qwenft.core.config import load_config
 
@@ -53,15 +54,14 @@ def steps(
         bs, accum, epochs, max_steps = (
             settings.batch_size, settings.accumulation, settings.epochs, settings.max_steps
         )  # fmt: skip
-        data = settings.data
+        sources = settings.data
     bs, accum, epochs = 1 if bs is None else bs, 1 if accum is None else accum, 1.0 if epochs is None else epochs
     if data is not None or config is not None:
         if n is not None:
             raise UsageError("--n excludes --data and --config", hint="qwenft steps --data data/refcocog")
-        from qwenft.core.samples import open_dataset
+        from qwenft.train.mixture import open_mixture
 
-        prepared = open_dataset(data)
-        n = prepared.manifest.splits[prepared.train].samples
+        n = open_mixture(sources).num_samples
     if n is None:
         raise UsageError("--n is missing: how many samples?", hint="qwenft steps --n 8000 --bs 4")
     counted = count_updates(

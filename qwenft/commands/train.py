@@ -14,11 +14,12 @@ SETTINGS: Final = (
     "data, model, name, seed, epochs, max_steps, batch_size, accumulation, learning_rate, schedule, warmup, "
     "weight_decay, max_grad_norm, method, rank, alpha, dropout, parts, quantize, min_pixels, max_pixels, workers, "
     "gpus, engine, zero_stage, dtype, fast, max_tokens, compile, checkpointing, save_every, keep_last, keep_best, "
-    "eval_every, eval_samples, early_stopping, auto_micro_batch, report_to"
+    "eval_every, eval_samples, early_stopping, auto_micro_batch, report_to, augment.scale, augment.crop, "
+    "augment.hflip, augment.colour, augment.blur, augment.jpeg"
 )
 """Of core/config.py, spelled out: importing it for the help would cost more than the rest of the help."""
 UNTESTED: Final = "Untested on GPUs: engine=fsdp, engine=deepspeed, quantize=4bit, method=full, --nnodes."
-"""What was run on CPUs only: the table in docs/training.md."""
+"""What was run on CPUs only: the table in docs/engines.md."""
 
 
 def train(

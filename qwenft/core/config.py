@@ -1,8 +1,9 @@
 """The settings of a run: one documented pydantic model, filled from YAML and key=value overrides."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import yaml
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from qwenft.core.errors import ConfigError, nearest
 
@@ -24,7 +26,42 @@ TINY = "tiny"
 PART_NAMES = ("language", "merger", "vision")
 
 
-class TrainConfig(BaseModel):
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataSource(_Settings):
+    """One of several prepared data sets that are learned from together."""
+
+    path: str = Field(min_length=1)
+    """A folder, or a name under data/."""
+    weight: PositiveFloat | None = None
+    """Its share of an epoch's samples, in relation to the others'.  None in all of them: each sample once."""
+
+
+class Augment(_Settings):
+    """How the pictures that are learned from are changed, anew in each epoch; boxes follow (docs/training.md)."""
+
+    scale: float = Field(0.0, ge=0, lt=1)
+    """A picture is shown smaller or larger by up to this share of its sides."""
+    crop: float = Field(0.0, ge=0, lt=0.5)
+    """Up to this share is cut off at each edge; no box is ever cut, nor a picture whose text names a place in it."""
+    hflip: float = Field(0.0, ge=0, le=1)
+    """Share of the pictures that are mirrored; none whose text names left or right."""
+    colour: float = Field(0.0, ge=0, lt=1)
+    """Brightness, contrast and saturation change by up to this share; hues stay, since texts name colours."""
+    blur: float = Field(0.0, ge=0, le=20)
+    """Gaussian blur of up to this sigma, in px of the model's input."""
+    jpeg: int | None = Field(None, ge=1, le=99)
+    """Lowest quality of a JPEG that the model's input is written to and read from again. Unset: it is not."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is changed."""
+        return self != Augment()
+
+
+class TrainConfig(_Settings):
     """Everything a training run depends on.  README's table and the saved config.yaml are printed from here.
 
     >>> from qwenft import TrainConfig
@@ -32,10 +69,8 @@ class TrainConfig(BaseModel):
     2.0
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    data: str | None = None
-    """Prepared data set: a folder, or its name under data/. Unset: the only one under data/."""
+    data: str | tuple[DataSource, ...] | None = None
+    """Prepared data set: a folder, or its name under data/. Several: `a,b`, or `a:0.7,b:0.3`. Unset: the only one."""
     model: str = DEFAULT_MODEL
     """Hub id or folder of a Qwen2.5-VL model; `tiny` is the embedded one."""
     name: str | None = None
@@ -120,7 +155,36 @@ class TrainConfig(BaseModel):
             return tuple(word.strip() for word in value.split(",") if word.strip())
         return value
 
-    @field_validator("gpus", "data", "name", mode="before")
+    augment: Augment = Augment()
+    """How pictures are changed, anew in each epoch. Off by default."""
+
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _nothing_changed(cls, value: Any) -> Any:
+        return Augment() if value is None else value
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _each_source(cls, value: Any) -> Any:
+        if isinstance(value, str) and "," in value:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if isinstance(value, (list, tuple)):
+            return tuple(_source(item) for item in value)
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @field_validator("data")
+    @classmethod
+    def _one_or_several(cls, value: str | tuple[DataSource, ...] | None) -> str | tuple[DataSource, ...] | None:
+        if not isinstance(value, tuple):
+            return value
+        if not value:
+            raise ValueError("no data set is named")
+        weighted = [source.path for source in value if source.weight is not None]
+        if weighted and len(weighted) < len(value):
+            raise ValueError("some data sets have a weight and others have none")
+        return value if len(value) > 1 else value[0].path
+
+    @field_validator("gpus", "name", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         if isinstance(value, list):
@@ -147,6 +211,38 @@ class TrainConfig(BaseModel):
         if self.quantize and self.engine != "ddp":
             raise ValueError(f"quantize=4bit goes with engine=ddp: {self.engine} cannot divide weights of 4 bits")
         return self
+
+
+_WEIGHTED: Final = re.compile(r"(.+):([0-9.]+(?:[eE][-+]?[0-9]+)?)")
+
+
+def _source(item: Any) -> Any:
+    """A data set of a list: its path, `path:weight`, or a mapping of both."""
+    if not isinstance(item, str):
+        return item
+    weighted = _WEIGHTED.fullmatch(item)
+    return {"path": weighted[1], "weight": weighted[2]} if weighted else {"path": item}
+
+
+GROUPS: Final[Mapping[str, type[BaseModel]]] = {"augment": Augment}
+"""Settings that have settings of their own, written with a dot: `augment.crop`."""
+
+
+def setting_fields() -> dict[str, FieldInfo]:
+    """Every setting by the name it is typed under, in order; those of a group stand in its place."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in TrainConfig.model_fields.items():
+        own = GROUPS[name].model_fields if name in GROUPS else {}
+        found |= {f"{name}.{key}": inner for key, inner in own.items()} or {name: field}
+    return found
+
+
+def setting_schema(name: str) -> dict[str, Any]:
+    """The JSON schema of a setting, by its name of `setting_fields`."""
+    group, _, key = name.rpartition(".")
+    model = GROUPS[group] if group else TrainConfig
+    found: dict[str, Any] = model.model_json_schema()["properties"][key]
+    return found
 
 
 class _Loader(yaml.SafeLoader):
@@ -183,7 +279,8 @@ def load_config(path: Path | None, overrides: Iterable[str] = (), **options: obj
     (0.0002, 2.0)
     """
     values: dict[str, Any] = _from_yaml(path) if path else {}
-    values |= dict(_split_override(text) for text in overrides)
+    for key, value in map(_split_override, overrides):
+        _put(values, key, value)
     values |= {key: value for key, value in options.items() if value is not None}
     return make_config(values, origin=str(path) if path else "the command line")
 
@@ -193,16 +290,19 @@ def make_config(values: Mapping[str, Any], origin: str) -> TrainConfig:
     try:
         return TrainConfig.model_validate(dict(values))
     except ValidationError as error:
-        lines, hint = [], "qwenft config"
+        lines, hint, fields = [], "qwenft config", setting_fields()
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"])
+            if item["loc"][:2] == ("data", "str") and not isinstance(item["input"], bool):
+                continue  # a list of data sets: what is wrong with it is said by its own lines
+            key = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("tuple[", "str")))
             if item["type"] == "extra_forbidden":
                 lines.append(f"unknown setting {key!r} ({origin})")
-                hint = nearest(key, TrainConfig.model_fields)
+                hint = nearest(key, fields)
             else:
                 message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
                 lines.append(f"{key}: {message}, got {item['input']!r} ({origin})" if key else message)
-                hint = f"qwenft config {item['loc'][0] if key else message.partition('=')[0].partition(' ')[0]}"
+                about = key if key in fields else item["loc"][0] if key else re.split("[= ]", message)[0]
+                hint = f"qwenft config {about}"
         raise ConfigError("\n".join(lines), hint=hint) from error
 
 
@@ -223,17 +323,34 @@ def _from_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path.absolute()} must hold `key: value` lines, found a {type(value).__name__}", hint="qwenft config"
         )
-    for key in PATH_KEYS:
-        text = value.get(key)
-        if isinstance(text, str) and (path.parent / text).exists():
-            value[key] = str((path.parent / text).absolute())
-    return {str(key): item for key, item in value.items()}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        _put(found, str(key), _from_file(item, path.parent) if key in PATH_KEYS else item)
+    return found
+
+
+def _from_file(value: Any, folder: Path) -> Any:
+    """A path, or several, as they are meant in a file of that folder."""
+    if isinstance(value, list):
+        return [_from_file(item, folder) for item in value]
+    if isinstance(value, dict):
+        return {key: _from_file(item, folder) if key == "path" else item for key, item in value.items()}
+    return str((folder / value).absolute()) if isinstance(value, str) and (folder / value).exists() else value
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a value, also one of a group (`augment.crop`), whose others stay."""
+    group, dot, name = key.partition(".")
+    if dot and group in GROUPS and isinstance(values.get(group) or {}, dict):
+        values[group] = {**(values.get(group) or {}), name: value}
+    else:
+        values[key] = value
 
 
 def _split_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"expected key=value, got {text!r}", hint=nearest(text, TrainConfig.model_fields))
+        raise ConfigError(f"expected key=value, got {text!r}", hint=nearest(text, setting_fields()))
     try:
         return key.strip(), _parse(value)
     except yaml.YAMLError:
@@ -242,8 +359,16 @@ def _split_override(text: str) -> tuple[str, Any]:
 
 def to_yaml(config: TrainConfig) -> str:
     """The whole config with each field's explanation beside it: complete and rerunnable."""
-    lines = []
-    for key, value in config.model_dump(mode="json").items():
-        text = yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
-        lines.append(f"{key}: {text}  # {TrainConfig.model_fields[key].description}")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{line}\n" for line in _yaml_lines(config, ""))
+
+
+def _yaml_lines(settings: BaseModel, indent: str) -> Iterable[str]:
+    for key, field in type(settings).model_fields.items():
+        value = getattr(settings, key)
+        if key in GROUPS:
+            yield f"{indent}{key}:  # {field.description}"
+            yield from _yaml_lines(value, f"{indent}  ")
+            continue
+        plain = settings.model_dump(mode="json", exclude_none=isinstance(value, tuple))[key]
+        text = yaml.safe_dump(plain, default_flow_style=True, width=1000).strip().removesuffix("...").strip()
+        yield f"{indent}{key}: {text}  # {field.description}"

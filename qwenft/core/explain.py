@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from qwenft.core.config import TrainConfig
+from qwenft.core.config import TrainConfig, setting_fields, setting_schema
 from qwenft.core.errors import ConfigError
 from qwenft.core.usage import SHORT
 
@@ -43,13 +43,23 @@ class Setting:
 
 def all_settings(config: TrainConfig | None = None) -> list[Setting]:
     """Every setting in its order; config: the run whose values are shown."""
-    schema = TrainConfig.model_json_schema()["properties"]
     values = (config or TrainConfig()).model_dump(mode="json")
     defaults = TrainConfig().model_dump(mode="json")
     return [
-        Setting(name, defaults[name], allowed(schema[name]), str(field.description), values[name])
-        for name, field in TrainConfig.model_fields.items()
+        Setting(
+            name,
+            _value(defaults, name),
+            allowed(setting_schema(name)),
+            str(field.description),
+            _value(values, name),
+        )
+        for name, field in setting_fields().items()
     ]
+
+
+def _value(settings: Mapping[str, Any], name: str) -> Any:
+    group, _, key = name.rpartition(".")
+    return settings[group][key] if group else settings[key]
 
 
 def explain(name: str, config: TrainConfig | None = None) -> Setting:
@@ -81,7 +91,8 @@ def allowed(schema: Mapping[str, Any]) -> str:
         *first, last = (str(word) for word in schema["enum"])
         return f"{', '.join(first)} or {last}" if first else last
     if schema.get("type") == "array":
-        return f"any of these, with commas: {', '.join(schema['items'].get('enum', ['text']))}"
+        words = schema["items"].get("enum")
+        return f"any of these, with commas: {', '.join(words)}" if words else "several, with commas"
     bounds = [text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema]
     return " ".join([_KINDS.get(str(schema.get("type")), "text"), " and ".join(bounds)]).strip()
 

@@ -85,9 +85,9 @@ def _nearest_option(option: str, words: Sequence[str], context: Any) -> str:
         for word in param.opts
     }
     if context.info_name == "train":
-        from qwenft.core.config import TrainConfig  # pydantic and yaml, so only here
+        from qwenft.core.config import setting_fields  # pydantic and yaml, so only here
 
-        known = {key: f"{key}=" for key in TrainConfig.model_fields} | known
+        known = {key: f"{key}=" for key in setting_fields()} | known
         name = SHORT.get(name, name)
     value = re.search(rf"{re.escape(option)}[= ]([^-\s]\S*)", " ".join(words))
     for near in difflib.get_close_matches(name, known, n=1):

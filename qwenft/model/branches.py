@@ -58,11 +58,7 @@ def pack(items: Sequence[Encoded], image_id: int, multiple: int = 1) -> tuple[di
     (a Layout), labels and shift_labels (the learned tokens in a row), logits_to_keep (the positions before them); and
     which item's picture each picture of the row is, in the order in which the row has them.
     """
-    groups: dict[int, list[int]] = {}
-    for number, item in enumerate(items):
-        groups.setdefault(id(item.picture), []).append(number)
-    shared = [group for group in groups.values() if len(group) > 1]
-    whole = [group[0] for group in groups.values() if len(group) == 1]
+    shared, whole = _by_sharing(items)
     row = _Row(image_id)
     for group in shared:
         row.add(items[group[0]], 0, items[group[0]].shared, learned=False)
@@ -85,6 +81,21 @@ def pack(items: Sequence[Encoded], image_id: int, multiple: int = 1) -> tuple[di
         torch.tensor([prefixes[-1], first, _longest(pieces), _longest(prefixes), _longest(branches)]),
     )
     return row.tensors(layout), [group[0] for group in shared] + whole
+
+
+def _by_sharing(items: Sequence[Encoded]) -> tuple[list[list[int]], list[int]]:
+    """The items that share a picture, picture by picture, and those that have one to themselves."""
+    groups: dict[int, list[int]] = {}
+    for number, item in enumerate(items):
+        groups.setdefault(id(item.picture), []).append(number)
+    shared = [group for group in groups.values() if len(group) > 1]
+    return shared, [group[0] for group in groups.values() if len(group) == 1]
+
+
+def row_order(items: Sequence[Encoded]) -> list[int]:
+    """The items in the order in which a packed row of them has what is learned."""
+    shared, whole = _by_sharing(items)
+    return [*whole, *(number for group in shared for number in group)]
 
 
 def _longest(borders: list[int]) -> int:

@@ -3,7 +3,7 @@
 Letters in shapes: B questions, L tokens, P patches of all pictures in the batch, D numbers a patch (1176).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -107,22 +107,29 @@ class Encoder:
         Raises DataError for a picture that cannot be read or is not what `prepare` saw.
         """
         picture = picture or self.picture(open_upright(folder / sample.image))
-        if picture.image_wh != sample.image_wh:
-            raise DataError(
-                f"{folder / sample.image} is {picture.image_wh}, its sample {sample.id} says {sample.image_wh}",
-                hint="it was changed after prepare: prepare it again",
-            )
+        check_size(sample, folder, picture.image_wh)
         asked = self.asked(picture, self.contract.prompts.text(sample.task, sample.query, sample.categories))
         target = self._ids(target_text(sample, asked.picture.input_wh), special=False)
         target.append(self.processor.tokenizer.convert_tokens_to_ids(END_OF_TURN))
         return replace(asked, input_ids=asked.input_ids + target, labels=asked.labels + target)
 
-    def picture(self, upright: Image.Image) -> Picture:
-        """Resize once, by our own call, and cut into patches.  Raises DataError where the frame would not hold."""
-        wanted_wh = self._input_wh(upright.size)
+    def picture(
+        self,
+        upright: Image.Image,
+        *,
+        as_wh: Size | None = None,
+        change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> Picture:
+        """Resize once, by our own call, and cut into patches.
+
+        as_wh: resize as if the picture had this size, px; None: its own.  change: of the resized picture, uint8
+        (3, height, width), which keeps that shape.  Raises DataError where the frame would not hold.
+        """
+        wanted_wh = self._input_wh(as_wh or upright.size)
         pixels = tvf.pil_to_tensor(upright)
         # The processor's own resize (same call, same kernel), made here so that its size is ours and it happens once.
         resized = tvf.resize(pixels, [wanted_wh[1], wanted_wh[0]], InterpolationMode.BICUBIC, antialias=True)
+        resized = resized if change is None else change(resized)
         made = self.processor.image_processor(images=[resized], do_resize=False, return_tensors="pt")
         grid = made["image_grid_thw"][0]
         input_wh = (int(grid[2]) * PATCH, int(grid[1]) * PATCH)
@@ -142,6 +149,15 @@ class Encoder:
             return smart_resize(image_wh, self.contract.min_pixels, self.contract.max_pixels)
         except ValueError as error:
             raise DataError(f"the picture cannot be shown to the model: {error}") from error
+
+
+def check_size(sample: Sample, folder: Path, image_wh: Size) -> None:
+    """Hold that a sample's picture has the size that `prepare` saw.  Raises DataError."""
+    if image_wh != sample.image_wh:
+        raise DataError(
+            f"{folder / sample.image} is {image_wh}, its sample {sample.id} says {sample.image_wh}",
+            hint="it was changed after prepare: prepare it again",
+        )
 
 
 def target_text(sample: Sample, input_wh: Size) -> str:

@@ -1,6 +1,8 @@
 """Pictures with their boxes drawn, after a round trip through the frame the model answers in."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +16,10 @@ SHEET: Final = 24
 """Pictures on the contact sheet."""
 CELL_PX: Final = 240
 COLUMNS: Final = 6
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 COLOURS: Final = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#800000")
+_WORDS: Final = re.compile(r"\s*(?:[\u2e80-\uffff]|[^\s\u2e80-\uffff]+)")
+"""A line may end behind each: words, and every Chinese character."""
 
 
 def round_trip(box_xyxy: Box, image_wh: Size) -> Box:
@@ -24,20 +29,24 @@ def round_trip(box_xyxy: Box, image_wh: Size) -> Box:
     return to_image_px((x1, y1, x2, y2), image_wh, input_wh)
 
 
-def pick(splits: Sequence[Sequence[Sample]], count: int) -> list[Sample]:
+def pick(splits: Iterable[Iterable[Sample]], count: int) -> list[Sample]:
     """Choose samples evenly over the splits, each picture once; those with objects first."""
-    ordered = [sorted(split, key=lambda s: not (s.objects or s.captions)) for split in splits]
     chosen: dict[str, Sample] = {}
-    for place in range(max(map(len, ordered), default=0)):
-        for split in ordered:
-            if place < len(split) and len(chosen) < count:
-                chosen.setdefault(split[place].picture, split[place])
+    for place in zip_longest(*map(_shown_first, splits)):
+        for sample in filter(None, place):
+            if len(chosen) < count:
+                chosen.setdefault(sample.image, sample)
         if len(chosen) >= count:
             break
     return list(chosen.values())
 
 
-def draw(folder: Path, splits: Sequence[Sequence[Sample]], count: int) -> None:
+def _shown_first(samples: Iterable[Sample]) -> Iterator[Sample]:
+    yield from (sample for sample in samples if sample.objects or sample.captions)
+    yield from (sample for sample in samples if not (sample.objects or sample.captions))
+
+
+def draw(folder: Path, splits: Iterable[Iterable[Sample]], count: int) -> None:
     """Write `count` JPEGs, one a sample, into `folder`/preview, and a contact sheet with more of them, but smaller."""
     target = folder / "preview"
     target.mkdir(exist_ok=True)
@@ -51,17 +60,18 @@ def draw(folder: Path, splits: Sequence[Sequence[Sample]], count: int) -> None:
             picture.thumbnail((CELL_PX, CELL_PX))
             cells.append(picture)
     if cells:
-        _sheet(cells).save(target / "contact-sheet.jpg", quality=90)
+        sheet(cells).save(target / "contact-sheet.jpg", quality=90)
 
 
-def _sheet(cells: Sequence[Image.Image]) -> Image.Image:
-    columns = min(COLUMNS, len(cells))
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (CELL_PX + 8) + 8, rows * (CELL_PX + 8) + 8), "#dddddd")
+def sheet(cells: Sequence[Image.Image], columns: int = COLUMNS) -> Image.Image:
+    """Pictures side by side as one, so many in a row."""
+    columns = min(columns, len(cells))
+    width, height = max(cell.width for cell in cells) + 8, max(cell.height for cell in cells) + 8
+    whole = Image.new("RGB", (columns * width + 8, -(-len(cells) // columns) * height + 8), "#dddddd")
     for number, cell in enumerate(cells):
-        left, top = number % columns * (CELL_PX + 8) + 8, number // columns * (CELL_PX + 8) + 8
-        sheet.paste(cell, (left + (CELL_PX - cell.width) // 2, top + (CELL_PX - cell.height) // 2))
-    return sheet
+        left, top = number % columns * width + 8, number // columns * height + 8
+        whole.paste(cell, (left + (width - 8 - cell.width) // 2, top + (height - 8 - cell.height) // 2))
+    return whole
 
 
 def _drawn(path: Path, sample: Sample) -> Image.Image:
@@ -75,17 +85,14 @@ def _drawn(path: Path, sample: Sample) -> Image.Image:
         box = round_trip(item.bbox, sample.image_wh)
         pen.rectangle(box, outline=colour, width=line)
         if sample.task == "detection":
-            _label(pen, (box[0], box[1]), item.label, font, colour)
-    return _with_caption(picture, _caption(sample), font)
+            label(pen, (box[0], box[1]), latin(item.label), font, colour)
+    return with_caption(picture, latin(_caption(sample)), font)
 
 
-def _label(
-    pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    colour: str,
-) -> None:  # fmt: skip
-    box = pen.textbbox(at, _latin(text), font=font)
-    pen.rectangle(box, fill=colour)
-    pen.text(at, _latin(text), fill="white", font=font)
+def label(pen: ImageDraw.ImageDraw, at: tuple[float, float], text: str, font: Font, colour: str) -> None:
+    """Write a text on a ground of a colour, its corner at a place of the picture (px)."""
+    pen.rectangle(pen.textbbox(at, text, font=font), fill=colour)
+    pen.text(at, text, fill="white", font=font)
 
 
 def _caption(sample: Sample) -> str:
@@ -96,16 +103,14 @@ def _caption(sample: Sample) -> str:
     return f"{len(sample.objects)} object{'' if len(sample.objects) == 1 else 's'}"
 
 
-def _with_caption(picture: Image.Image, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> Image.Image:
-    """Put what was asked below the picture, so that it hides nothing."""
+def with_caption(picture: Image.Image, text: str, font: Font) -> Image.Image:
+    """Put what was asked below the picture, so that it hides nothing: at most three lines."""
     lines, line = [], ""
-    for word in _latin(text)[:400].split():
-        longer = f"{line} {word}".strip()
-        if line and font.getlength(longer) > picture.width - 12:
+    for word in _WORDS.findall(text[:400]):
+        if line and font.getlength(line + word.rstrip()) > picture.width - 12:
             lines.append(line)
-            line = word
-        else:
-            line = longer
+            line = ""
+        line += word if line else word.lstrip()
     lines = [*lines, line][:3]
     height = round(font.getbbox("Ag")[3] * 1.3)
     framed = Image.new("RGB", (picture.width, picture.height + height * len(lines) + 8), "white")
@@ -116,6 +121,9 @@ def _with_caption(picture: Image.Image, text: str, font: ImageFont.FreeTypeFont 
     return framed
 
 
-def _latin(text: str) -> str:
-    """Pillow's own font has no Chinese: a box for each such letter would tell nothing, a question mark tells that."""
+def latin(text: str) -> str:
+    """The text as Pillow's own font can show it.
+
+    Pillow's own font has no Chinese: a box for each such letter would tell nothing, a question mark tells that.
+    """
     return "".join(c if ord(c) < 0x250 else "?" for c in text)

@@ -1,17 +1,19 @@
 """What one process learns in one update: samples in the order of their pictures, laid out as micro-batches."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from qwenft.core.samples import PreparedDataset, Sample
-from qwenft.model.branches import pack, with_pictures
-from qwenft.model.inputs import IGNORED, Encoded, Encoder, Picture, collate
+from qwenft.core.samples import TASKS, Sample
+from qwenft.model.branches import pack, row_order, with_pictures
+from qwenft.model.inputs import IGNORED, Encoded, Encoder, Picture, check_size, collate
 from qwenft.prepare.pictures import open_upright
+from qwenft.train.augment import View, Views
 
 FILLER: Final = -1
 """Index of a sample from which nothing is learned: a process that has none left in an update still takes part in it."""
@@ -19,8 +21,9 @@ FILLER: Final = -1
 
 @dataclass
 class PictureOrder(torch.utils.data.Sampler[int]):
-    """All samples once an epoch, in an order of its own; those of a picture stand together, so that it is read once.
+    """The samples of an epoch, in an order of its own; those of a picture stand together, so that it is read once.
 
+    Each sample once, but where `parts` says how many an epoch takes of each data set (train/mixture.py).
     An update takes the next `per_update` samples, whatever the number of processes: each gets one run of them, its
     batches in turn with the others' (accelerate deals batches out in turn).  The last update of an epoch is divided
     evenly and filled up with FILLER, so that no sample counts twice.
@@ -34,6 +37,9 @@ class PictureOrder(torch.utils.data.Sampler[int]):
     processes: int
     per_batch: int
     """Samples that a process takes at a time."""
+    parts: Sequence[tuple[int, int]] = ()
+    """Of each data set, in the order of the samples: how many it has, how many of them an epoch takes.  As many in all
+    as there are samples.  Empty: there is one set."""
     epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -51,15 +57,38 @@ class PictureOrder(torch.utils.data.Sampler[int]):
 
     def samples(self) -> list[int]:
         """The epoch's order of samples, before they are dealt out."""
-        draw = random.Random(f"{self.seed} {self.epoch}")  # noqa: S311 - an order, no secret
+        streams, first = [], 0
+        for size, taken in self.parts or ((len(self.pictures), len(self.pictures)),):
+            streams.append(list(self._stream(range(first, first + size), taken)))
+            first += size
+        turns = [number for number, groups in enumerate(streams) for _ in groups]
+        _drawing(f"{self.seed} {self.epoch} turns").shuffle(turns)
+        groups = [iter(stream) for stream in streams]
+        return [index for number in turns for index in next(groups[number])]
+
+    def _stream(self, indices: range, taken: int) -> Iterator[list[int]]:
+        """What this epoch takes of a data set, by picture: epochs go on where the one before ended, round after round.
+
+        A round has each sample once, in an order of its own.
+        """
+        start, end, size = self.epoch * taken, (self.epoch + 1) * taken, len(indices)
+        for number in range(start // size, -(-end // size)):
+            at = number * size
+            for group in self._round(indices, number):
+                if chosen := group[max(start - at, 0) : max(end - at, 0)]:
+                    yield chosen
+                at += len(group)
+
+    def _round(self, indices: range, number: int) -> list[list[int]]:
+        draw = _drawing(f"{self.seed} {number}")
         groups: dict[str, list[int]] = {}
-        for index, picture in enumerate(self.pictures):
-            groups.setdefault(picture, []).append(index)
+        for index in indices:
+            groups.setdefault(self.pictures[index], []).append(index)
         dealt = list(groups.values())
         draw.shuffle(dealt)
         for group in dealt:
             draw.shuffle(group)
-        return [index for group in dealt for index in group]
+        return dealt
 
     def _dealt(self, update: list[int]) -> list[int]:
         if self.processes == 1 or not update:
@@ -72,21 +101,26 @@ class PictureOrder(torch.utils.data.Sampler[int]):
         return [index for start in starts for part in parts for index in part[start : start + self.per_batch]]
 
 
+def _drawing(seed: str) -> random.Random:
+    return random.Random(seed)  # noqa: S311 - an order, no secret
+
+
 Named = tuple[Sample, Encoded]
 """A sample, and what the model is given of it."""
 
 
 @dataclass
 class TrainingData(torch.utils.data.Dataset[Named]):
-    """The samples of a split, decoded and encoded when a batch is made; nothing heavy is kept."""
+    """Samples, decoded and encoded when a batch is made; nothing heavy is kept."""
 
-    dataset: PreparedDataset
+    samples: Sequence[Sample]
+    """With the whole path of their picture."""
     encoder: Encoder
     known: set[str] = field(default_factory=set)
     """Pictures (Sample.picture) whose features are kept: they are not read again."""
-
-    def __post_init__(self) -> None:
-        self.samples = self.dataset.samples(self.dataset.train)
+    views: Views | None = None
+    """How pictures are changed; None: they are shown as they are."""
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -94,18 +128,28 @@ class TrainingData(torch.utils.data.Dataset[Named]):
     def __getitems__(self, indices: Sequence[int]) -> list[Named]:
         """Several samples, each picture read once: torch's DataLoader asks for a whole batch at once."""
         chosen = [self.samples[index] for index in indices if index != FILLER]
-        pictures = {one.image: one for one in chosen or self.samples[:1]}
-        read = {image: self._picture(one) for image, one in pictures.items()}
+        shown = {
+            one.picture: self._shown(one) for one in {one.picture: one for one in chosen or self.samples[:1]}.values()
+        }
         if not chosen:
-            filler = self.samples[0]
-            item = self.encoder.sample(filler, self.dataset.path, read[filler.image])
-            return [(replace(filler, id=""), replace(item, labels=[IGNORED] * len(item.labels)))]
-        return [(one, self.encoder.sample(one, self.dataset.path, read[one.image])) for one in chosen]
+            filler = self._encoded(self.samples[0], shown)
+            return [(replace(self.samples[0], id=""), replace(filler, labels=[IGNORED] * len(filler.labels)))]
+        return [(one, self._encoded(one, shown)) for one in chosen]
 
-    def _picture(self, sample: Sample) -> Picture:
+    def _shown(self, sample: Sample) -> tuple[Picture, View | None]:
+        """A sample's picture, and how it was changed."""
         if sample.picture in self.known:
-            return self.encoder.frame(sample.image_wh)
-        return self.encoder.picture(open_upright(self.dataset.path / sample.image))
+            return self.encoder.frame(sample.image_wh), None
+        upright = open_upright(Path(sample.image))
+        if self.views is None:
+            return self.encoder.picture(upright), None
+        check_size(sample, Path(), upright.size)
+        view = self.views.of(sample, self.epoch)
+        return self.encoder.picture(view.cut(upright), as_wh=view.as_wh, change=view.change), view
+
+    def _encoded(self, sample: Sample, shown: Mapping[str, tuple[Picture, View | None]]) -> Encoded:
+        picture, view = shown[sample.picture]
+        return self.encoder.sample(sample if view is None else view.sample(sample), Path(), picture)
 
 
 @dataclass
@@ -120,6 +164,8 @@ class MicroBatch:
     """Of the model, but for the pictures where the row is packed."""
     pictures: list[int]
     """Which pictures of the update the row has, in its order."""
+    tasks: list[int]
+    """Number in TASKS of each learned token's task, in the order in which the row has them."""
 
     def shown(self, update: "Update", features: Sequence[torch.Tensor] | None) -> dict[str, Any]:
         """The model's inputs, pictures included.  features: of the update's pictures, where they are known."""
@@ -167,13 +213,21 @@ class Collator:
         micro_batches = []
         for part in parts:
             chosen = [items[number] for number in part]
+            order_in_row = list(range(len(chosen)))
             if self.max_tokens is None:
                 inputs, rows = collate(chosen, self.pad_id, self.image_id), list(range(len(chosen)))
             else:
                 inputs, rows = pack(chosen, self.image_id, self.multiple)
+                order_in_row = row_order(chosen)
+            tasks = [
+                TASKS.index(named[part[place]][0].task)
+                for place in order_in_row
+                for label in chosen[place].labels
+                if label != IGNORED
+            ]
             names = [named[number][0].id for number in part if named[number][0].id]
             tokens = sum(len(item.input_ids) for item in chosen)
-            micro_batches.append(MicroBatch(names, tokens, inputs, [owner[part[row]] for row in rows]))
+            micro_batches.append(MicroBatch(names, tokens, inputs, [owner[part[row]] for row in rows], tasks))
         firsts = [named[number] for number in order]
         update = Update(micro_batches, [item.picture for _, item in firsts], [sample.picture for sample, _ in firsts])
         learned = [label for item in items for label in item.labels if label != IGNORED]

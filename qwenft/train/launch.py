@@ -22,8 +22,8 @@ from qwenft.core.errors import FAMILY, DeviceError, QwenftError, RunError, Usage
 from qwenft.core.events import Emit, Event, PlainLines, ignore, note, waiting, warning
 from qwenft.core.files import write_json
 from qwenft.core.runs import Run, new_run
-from qwenft.core.samples import open_dataset
 from qwenft.model.fetch import local_model
+from qwenft.train.mixture import Mixture, open_mixture
 from qwenft.train.preflight import check_engine
 from qwenft.train.resume import first_plan, newest_checkpoint, plan_resumption, smaller_micro_batch
 
@@ -60,13 +60,17 @@ def train_adapter(
     devices = replace(choose_devices(config.gpus, imagined=dry_run), machines=machines)
     check_engine(config, devices)
     local_model(config.model)
-    dataset = open_dataset(config.data, base)
-    dataset.samples(dataset.train)  # a broken line is found before torch is loaded
+    mixture = open_mixture(config.data, base)
+    _ = mixture.samples  # a broken line is found before torch is loaded
     if machines.count > 1 and config.name is None:
         raise UsageError("several machines need one name for their run", hint="--name first, the same on each")
     # The first machine makes the folder; another may find it there already.
-    run = Run(base / "runs" / str(config.name)) if machines.number else new_run(base, config.name, dataset.name)
-    return _carry_out(_Order(config, dataset.path, run, devices, demo, dry_run), emit)
+    run = (
+        Run(base / "runs" / str(config.name))
+        if machines.number
+        else new_run(base, config.name, mixture.name.replace(", ", "-"))
+    )
+    return _carry_out(_Order(config, mixture, run, devices, demo, dry_run), emit)
 
 
 def resume_training(
@@ -97,7 +101,7 @@ def resume_training(
     plan = plan_resumption(run, overrides, options, base, machines)
     check_engine(plan.config, plan.devices)
     order = _Order(
-        plan.config, plan.dataset.path, plan.run, plan.devices, demo=False, dry_run=dry_run, resume=True,
+        plan.config, plan.mixture, plan.run, plan.devices, demo=False, dry_run=dry_run, resume=True,
         aloud=plan.aloud,
     )  # fmt: skip
     return _carry_out(order, emit)
@@ -108,7 +112,7 @@ class _Order:
     """What a worker is to do."""
 
     config: TrainConfig
-    data: Path
+    mixture: Mixture
     run: Run
     devices: Devices
     demo: bool
@@ -123,7 +127,8 @@ class _Order:
         write_json(
             job,
             {
-                "config": self.config.model_dump(mode="json"), "data": str(self.data), "run": str(self.run.path),
+                "config": self.config.model_dump(mode="json"), "run": str(self.run.path),
+                "data": [str(dataset.path) for dataset in self.mixture.datasets],
                 "devices": asdict(self.devices), "channel": str(channel), "demo": self.demo, "dry_run": self.dry_run,
                 "resume": self.resume, "checkpoint": str(checkpoint) if checkpoint else None,
             },

@@ -1,7 +1,9 @@
 """The plan of a run, made on the meta device before weights are read: updates, LoRA scope, tokens, memory."""
 
+import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,14 @@ import torch
 
 from qwenft.core.config import TrainConfig
 from qwenft.core.devices import Devices
-from qwenft.core.files import sha256_of_file
 from qwenft.core.runs import Contract
-from qwenft.core.samples import PreparedDataset, Sample
+from qwenft.core.samples import Sample
 from qwenft.core.steps import Updates, count_updates
 from qwenft.model.inputs import Encoder, image_tokens
 from qwenft.model.load import load_config, load_processor, matched_in, meta_model, trainable_model
 from qwenft.train.forecast import disk, learning_rates, sample_tokens, small_boxes
 from qwenft.train.memory import is_compiled, memory_estimate, micro_batch, packed_tokens
+from qwenft.train.mixture import Mixture
 
 
 def planned_updates(config: TrainConfig, num_samples: int, processes: int) -> Updates:
@@ -41,34 +43,27 @@ def stops(every: int, total: int) -> list[int]:
 
 
 def make_plan(
-    config: TrainConfig, dataset: PreparedDataset, contract: Contract, devices: Devices, folder: Path | None = None
+    config: TrainConfig, mixture: Mixture, contract: Contract, devices: Devices, folder: Path | None = None
 ) -> dict[str, Any]:
     """Everything that can be known before weights are read, as the `plan` event.
 
     Memory is an estimate for one device; its assumptions stand beside it.  folder: of the run, for the disk.
     """
-    samples = dataset.samples(dataset.train)
-    updates = planned_updates(config, len(samples), devices.world)
+    samples = mixture.samples
+    updates = planned_updates(config, mixture.num_samples, devices.world)
     tokens = image_tokens(samples, contract)
+    largest = max(image_tokens(_enlarged(samples, config.augment.scale), contract))
     model_config = load_config(config.model)
     scope = lora_scope(config, model_config)
     compiled = is_compiled(config, devices.kind)
-    fits = packed_tokens(config, model_config, scope, max(tokens), _gpu_memory(devices), compiled=compiled)
+    fits = packed_tokens(config, model_config, scope, largest, _gpu_memory(devices), compiled=compiled)
     room = (config.max_tokens or fits) if config.fast else None
-    pictures = len({sample.picture for sample in samples})
-    row = micro_batch(config, room, max(tokens), len(samples) / pictures)
+    data = mixture.plan()
+    row = micro_batch(config, room, largest, len(samples) / data["pictures"])
     return {
         "event": "plan",
-        "data": {
-            "path": str(dataset.path),
-            "name": dataset.name,
-            "split": dataset.train,
-            "samples": len(samples),
-            "pictures": pictures,
-            "held_out": dataset.held_out,
-            "absent": _absent(samples),
-            "sha256": _file_hashes(dataset),
-        },
+        "data": data,
+        "augment": config.augment.model_dump(exclude_defaults=True),
         "model": config.model,
         "base_sha256": contract.config_sha256,
         "devices": devices.mapping(),
@@ -81,7 +76,7 @@ def make_plan(
             "compiled": compiled,
         },
         "updates": {"total": updates.total_updates, "per_epoch": updates.updates_per_epoch, "formula": updates.formula},
-        "evaluations": _evaluation_steps(config, dataset, updates),
+        "evaluations": _evaluation_steps(config, mixture, updates),
         "checkpoints": stops(config.save_every or updates.updates_per_epoch, updates.total_updates),
         "lora": scope,
         "pixels": {"min": contract.min_pixels, "max": contract.max_pixels},
@@ -100,21 +95,17 @@ def _gpu_memory(devices: Devices) -> int | None:
     return torch.cuda.get_device_properties(0).total_memory if on_gpu else None
 
 
-def _file_hashes(dataset: PreparedDataset) -> dict[str, str]:
-    """Of the files that training reads samples from: a run goes on only with the same ones."""
-    files = {
-        name: dataset.path / dataset.manifest.splits[name].file for name in (dataset.train, dataset.held_out) if name
-    }
-    return {name: sha256_of_file(path) for name, path in files.items()}
+def _enlarged(samples: Sequence[Sample], share: float) -> Sequence[Sample]:
+    """The samples with their pictures as large as they may be shown."""
+    if share == 0:
+        return samples
+    return [
+        replace(s, width=math.ceil(s.width * (1 + share)), height=math.ceil(s.height * (1 + share))) for s in samples
+    ]
 
 
-def _absent(samples: Sequence[Sample]) -> int:
-    """Samples whose true answer is "not in this picture"; the plan says how many they are."""
-    return sum(1 for sample in samples if sample.task != "caption" and not sample.objects)
-
-
-def _evaluation_steps(config: TrainConfig, dataset: PreparedDataset, updates: Updates) -> list[int]:
-    if config.eval_samples == 0 or dataset.held_out is None:
+def _evaluation_steps(config: TrainConfig, mixture: Mixture, updates: Updates) -> list[int]:
+    if config.eval_samples == 0 or not mixture.held_out:
         return []
     return [0, *stops(config.eval_every or updates.updates_per_epoch, updates.total_updates)]
 

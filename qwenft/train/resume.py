@@ -11,9 +11,9 @@ from qwenft.core.devices import ALONE, Devices, Machines, choose_devices
 from qwenft.core.errors import ConfigError, DataError, ModelError, RunError, UsageError
 from qwenft.core.events import Event, note, warning
 from qwenft.core.runs import Run, all_runs, open_run
-from qwenft.core.samples import PreparedDataset, open_dataset
 from qwenft.core.steps import count_updates
 from qwenft.train.checkpoints import complete_checkpoints, step_of, torn_checkpoints
+from qwenft.train.mixture import Mixture, open_mixture
 
 FREE: Final = frozenset(
     {"data", "workers", "gpus", "max_tokens", "save_every", "keep_last", "keep_best", "auto_micro_batch", "report_to"}
@@ -32,7 +32,7 @@ class Resumption:
     run: Run
     config: TrainConfig
     devices: Devices
-    dataset: PreparedDataset
+    mixture: Mixture
     aloud: tuple[Event, ...]
     """What a person should know."""
 
@@ -47,8 +47,8 @@ def plan_resumption(
     chosen = _unfinished(run, root, first=machines.number == 0)
     before = load_config(chosen.config)
     config = load_config(chosen.config, overrides, **options)
-    changed = {key: value for key, value in config.model_dump().items() if value != getattr(before, key)}
-    refused = sorted(changed.keys() - FREE - set(MICRO))
+    changed = {key for key in type(config).model_fields if getattr(config, key) != getattr(before, key)}
+    refused = sorted(changed - FREE - set(MICRO))
     if refused:
         raise ConfigError(
             f"{', '.join(refused)} of the run {chosen.name} cannot change while it goes on; what can: "
@@ -56,11 +56,11 @@ def plan_resumption(
             hint=f"qwenft train --resume {chosen.name}, or a new run with other settings",
         )
     devices = replace(choose_devices(config.gpus), machines=machines)
-    dataset = open_dataset(config.data, root)
-    num_samples = len(dataset.samples(dataset.train))  # a broken line is found before torch is loaded
+    mixture = open_mixture(config.data, root)
+    num_samples = len(mixture.samples)  # a broken line is found before torch is loaded
     config, aloud = _same_updates(chosen, before, config, devices, num_samples)
     torn = [warning(f"{path} is not whole and is passed over") for path in torn_checkpoints(chosen.checkpoints)]
-    return Resumption(chosen, config, devices, dataset, (*torn, *aloud))
+    return Resumption(chosen, config, devices, mixture, (*torn, *aloud))
 
 
 def _unfinished(name: str | None, root: Path, *, first: bool) -> Run:
@@ -169,6 +169,13 @@ def check_same(before: Event | None, now: Event) -> None:
         raise DataError(
             f"{now['data']['path']} is not what this run was begun with: {', '.join(changed)} changed",
             hint="prepare it as it was, or begin a new run: qwenft train",
+        )
+    drawn = [[(one["name"], one["drawn"]) for one in plan["data"].get("sets", ())] for plan in (before, now)]
+    if drawn[0] and drawn[0] != drawn[1]:
+        told = (", ".join(f"{number} of {name}" for name, number in sets) for sets in drawn)
+        raise DataError(
+            "an epoch of this run has {}, and now it would have {}".format(*told),
+            hint="give each data set its weight, in their order: data=a:0.7,b:0.3",
         )
     if before["base_sha256"] != now["base_sha256"]:
         raise ModelError(

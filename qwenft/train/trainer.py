@@ -21,17 +21,19 @@ from qwenft.core.errors import DeviceError, RunError
 from qwenft.core.events import Emit, note, warning
 from qwenft.core.predictions import Prediction, Question
 from qwenft.core.runs import Contract, Run
-from qwenft.core.samples import PreparedDataset, Sample
-from qwenft.evaluate.score import headline, score_predictions
+from qwenft.core.samples import Sample
+from qwenft.evaluate.score import score_predictions
 from qwenft.model.branches import on_device
 from qwenft.model.fast import MAX_GRAPHS, eager_layers, num_graphs, uncompile_layers
 from qwenft.model.features import PictureFeatures
 from qwenft.model.load import read_trained, save_trained
 from qwenft.predict.generate import Predictor
 from qwenft.train import checkpoints
-from qwenft.train.batches import PictureOrder, Update
+from qwenft.train.batches import PictureOrder, TrainingData, Update
 from qwenft.train.engine import take_state, trained_state, whole_model
 from qwenft.train.launch import PARENT
+from qwenft.train.losses import TaskLosses
+from qwenft.train.measure import measure
 from qwenft.train.plan import stops
 from qwenft.train.saving import BEST, is_stalled, link_copy, writing
 from qwenft.train.watch import MicroBatch, Watch
@@ -82,9 +84,9 @@ def _is_there(process: int) -> bool:
 class Examiner:
     """Measures the model on held-out samples, by the scorer that `eval` uses; the processes share the work."""
 
-    dataset: PreparedDataset
     split: str
     samples: Sequence[Sample]
+    """With the whole path of their picture."""
     predictor: Predictor
     report: Emit
     stop: StopRequest
@@ -94,7 +96,7 @@ class Examiner:
         """Report an `eval` event and return the headline value; None where nothing can be measured, or after a stop."""
         start = time.monotonic()
         rank, world = _rank_and_world()
-        mine = [Question.of(sample, self.dataset.path) for sample in self.samples[rank::world]]
+        mine = [Question.of(sample, Path()) for sample in self.samples[rank::world]]
         answers = []
         try:
             with whole_model(self.predictor.model), eager_layers(self.predictor.model), _same_chance():
@@ -108,10 +110,10 @@ class Examiner:
             ) from error
         predictions = _gathered(answers, world)
         scores = score_predictions(self.samples, predictions)
-        metric, value = headline(scores)
+        metric, value, by_task = measure(scores)
         event = {
             "event": "eval", "step": step, "split": self.split, "samples": len(self.samples), "metric": metric,
-            "value": value, "parse_rate": scores["parse_rate"], "scores": scores,
+            "value": value, "by_task": by_task, "parse_rate": scores["parse_rate"], "scores": scores,
             "seconds": round(time.monotonic() - start, 2),
         }  # fmt: skip
         self.evals.append(event)
@@ -153,6 +155,7 @@ class AdapterTrainer(Trainer):
         best_step: Callable[[], int | None],
         report: Emit,
         order: PictureOrder,
+        tasks: Sequence[str],
         features: PictureFeatures | None,
         compiled: bool = False,
         **kwargs: Any,
@@ -170,6 +173,10 @@ class AdapterTrainer(Trainer):
         self.order = order
         self.features = features
         self.compiled = compiled
+        self.task_losses = TaskLosses(self.args.device) if len(tasks) > 1 else None
+        """None where there is only one task."""
+        self._learned_tasks: list[int] = []
+        """Of the micro-batch at hand."""
         self.num_tokens = 0
         self.num_samples = 0
         self.seconds_waited = 0.0
@@ -197,6 +204,7 @@ class AdapterTrainer(Trainer):
         for micro_batch in update.micro_batches:
             is_last = micro_batch is update.micro_batches[-1]
             shown = micro_batch.shown(update, features)
+            self._learned_tasks = micro_batch.tasks
             with nullcontext() if is_last else self.accelerator.no_sync(model):
                 losses.append(super().training_step(model, shown, num_items_in_batch))
             self.num_tokens += micro_batch.tokens
@@ -207,6 +215,15 @@ class AdapterTrainer(Trainer):
             uncompile_layers(model)
             self.report(warning("the layers are no longer compiled: torch compiles them anew for each length of a row"))
         return torch.stack(losses).sum()
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The Trainer's own; where there are several tasks the loss of each is noted too."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.task_losses is not None:
+            self.task_losses.add(outputs.logits, inputs, self._learned_tasks)
+        return (loss, outputs) if return_outputs else loss
 
     def all_micro_batches(self) -> list[MicroBatch]:
         """Those of the last update in all processes: loss (its share of the update's) and sample ids."""
@@ -304,9 +321,14 @@ class Conductor(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Order the samples of this epoch: accelerate's own call does not reach the order behind skipped batches."""
+        """Order the samples of this epoch: accelerate's own call does not reach the order behind skipped batches.
+
+        The loader's processes, which begin after this call, show the pictures as this epoch has them.
+        """
         if self.trainer is not None:
-            self.trainer.order.set_epoch(state.global_step // self.per_epoch)
+            epoch = state.global_step // self.per_epoch
+            self.trainer.order.set_epoch(epoch)
+            cast(TrainingData, self.trainer.train_dataset).epoch = epoch
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide what happens after this update."""
@@ -326,6 +348,7 @@ class Conductor(TrainerCallback):
         memory_gib = peak_memory_gib(args.device)
         self.peak_gib = max(self.peak_gib, memory_gib)
         trainer, world = self.trainer, args.world_size
+        by_task = trainer.task_losses.take() if trainer.task_losses else {}
         trainer.report(
             {
                 "event": "step", "step": state.global_step, "epoch": round(float(state.epoch or 0), 4),
@@ -334,6 +357,7 @@ class Conductor(TrainerCallback):
                 "tokens_per_s": round(trainer.num_tokens * world / seconds, 1),
                 "wait_share": round(min(trainer.seconds_waited / seconds, 1.0), 3),
                 "memory_gib": round(memory_gib, 3),
+                **({"loss_by_task": by_task} if len(by_task) > 1 else {}),
             }
         )  # fmt: skip
         trainer.num_samples = trainer.num_tokens = 0

@@ -16,17 +16,16 @@ from typing import IO, Any, Final, NoReturn
 
 import torch
 from torch import distributed
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
 from qwenft import __version__
 from qwenft.core.config import TrainConfig, make_config, to_yaml
 from qwenft.core.devices import Devices, Machines
 from qwenft.core.errors import DeviceError, ModelError, QwenftError, RunError
-from qwenft.core.events import Event, memory_text, warning
+from qwenft.core.events import Event, memory_text, note, warning
 from qwenft.core.files import to_line, write_whole
 from qwenft.core.runs import Contract, Run, point_latest
 from qwenft.core.samples import PreparedDataset
-from qwenft.evaluate.run import spread
 from qwenft.model.fast import COMPILED_MULTIPLE, compile_layers, enable_fast_step
 from qwenft.model.features import PictureFeatures
 from qwenft.model.fetch import model_folder
@@ -40,15 +39,19 @@ from qwenft.model.load import (
     weights_hash,
 )
 from qwenft.predict.generate import Predictor
+from qwenft.train.arguments import training_arguments
+from qwenft.train.augment import Views
 from qwenft.train.batches import Collator, PictureOrder, TrainingData
 from qwenft.train.card import write_card, write_curves
 from qwenft.train.checkpoints import complete_checkpoints, step_of
-from qwenft.train.engine import engine_arguments, hold_to_engine, start_deepspeed, with_precision
-from qwenft.train.forecast import SCHEDULES, warmup_updates
+from qwenft.train.engine import hold_to_engine, start_deepspeed
 from qwenft.train.gradients import GradientCheck
+from qwenft.train.measure import held_out_samples
 from qwenft.train.memory import is_wide
+from qwenft.train.mixture import Mixture
 from qwenft.train.plan import make_plan
 from qwenft.train.preflight import check_shared, preflight
+from qwenft.train.preview import write_preview
 from qwenft.train.resume import check_same, events_until, first_plan
 from qwenft.train.saving import UNWRITABLE, BestAdapter, is_stalled, unwritten
 from qwenft.train.trainer import AdapterTrainer, Conductor, Examiner, StopRequest
@@ -67,7 +70,8 @@ class Job:
     """What the parent asked for."""
 
     config: TrainConfig
-    data: Path
+    data: tuple[Path, ...]
+    """Of each prepared data set."""
     run: Run
     devices: Devices
     channel: Path
@@ -89,7 +93,7 @@ class Job:
         devices = value["devices"]
         return cls(
             make_config(value["config"], "the parent"),
-            Path(value["data"]),
+            tuple(Path(path) for path in ([value["data"]] if isinstance(value["data"], str) else value["data"])),
             Run(Path(value["run"])),
             Devices(
                 devices["kind"],
@@ -181,9 +185,9 @@ def _out_of_memory(job: Job, error: Exception) -> DeviceError:
 def _work(job: Job, stop: StopRequest) -> int:
     quiet_libraries()
     config, start = job.config, time.monotonic()
-    dataset = PreparedDataset.open(job.data)
+    mixture = Mixture.of([PreparedDataset.open(path) for path in job.data], config.data)
     contract = base_contract(config.model, weights=False).with_budget(config.min_pixels, config.max_pixels)
-    plan = make_plan(config, dataset, contract, job.devices, job.run.path)
+    plan = make_plan(config, mixture, contract, job.devices, job.run.path)
     before = list(job.run.read_events()) if job.resume else []
     check_same(first_plan(before), plan)
     for text in _without_effect(config, plan):
@@ -196,15 +200,17 @@ def _work(job: Job, stop: StopRequest) -> int:
     preflight(config, job.devices)
     kept = events_until(before, job.checkpoint)
     if job.is_first:
-        job.lock = _go_on(job, plan, kept) if job.resume else _make_folder(job, dataset)
+        job.lock = _go_on(job, mixture, plan, kept) if job.resume else _make_folder(job, mixture)
     check_shared(job.run, plan, job.devices)
     if not job.resume:
         job.report(plan)
     model_folder(config.model, emit=job.report)  # a download shows its progress
-    contract = trained_contract(contract, config, dataset)
+    contract = trained_contract(contract, config, mixture)
     if job.checkpoint:
         _check_contract(job, Contract.read(job.checkpoint), contract)
-    session = _build(job, dataset, contract, plan, stop)
+    if config.augment.is_on:
+        job.report(note("augment.*: pictures change in each epoch, so that each is decoded and read anew in each"))
+    session = _build(job, mixture, contract, plan, stop)
     if job.resume:
         session.recall(job, kept)
     _train(job, session, stop)
@@ -249,6 +255,8 @@ def _train(job: Job, session: "Session", stop: StopRequest) -> None:
     done = trainer.state.global_step >= session.total or is_stalled(session.evals, job.config.early_stopping)
     if done or stop.agreed(trainer.args.device):
         return
+    if trainer.state.global_step == 0 and job.is_first:
+        write_preview(job.run, trainer.order, session.data, job.report)
     job.training = True
     trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     job.training = False
@@ -266,28 +274,28 @@ def _measure_what_a_stop_left_out(session: "Session", stop: StopRequest) -> None
             session.best.keep(step, value)
 
 
-def _make_folder(job: Job, dataset: PreparedDataset) -> IO[str]:
+def _make_folder(job: Job, mixture: Mixture) -> IO[str]:
     job.run.path.mkdir(parents=True)
     lock = job.run.hold()
-    _write_config(job, dataset.path)
+    _write_config(job, mixture)
     job.run.events.touch()
     job.report({"event": "run", "name": job.run.name, "path": str(job.run.path)})
     return lock
 
 
-def _write_config(job: Job, data: Path) -> None:
-    resolved = job.config.model_copy(update={"data": str(data), "name": None})
+def _write_config(job: Job, mixture: Mixture) -> None:
+    resolved = job.config.model_copy(update={"data": mixture.setting(), "name": None})
     header = f"# {job.run.name}: complete and rerunnable. qwenft train --config config.yaml\n"
     write_whole(job.run.config, header + to_yaml(resolved))
 
 
-def _go_on(job: Job, plan: Event, kept: Sequence[Event]) -> IO[str]:
+def _go_on(job: Job, mixture: Mixture, plan: Event, kept: Sequence[Event]) -> IO[str]:
     """Cut the run's events back to the checkpoint, so that each step will stand once; its settings as they are now."""
     lock = job.run.hold()
     shutil.rmtree(job.run.checkpoints / ".staging", ignore_errors=True)
     step = step_of(job.checkpoint) if job.checkpoint else 0
     resumed = {"event": "resumed", "step": step, "checkpoint": str(job.checkpoint) if job.checkpoint else None}
-    _write_config(job, job.data)
+    _write_config(job, mixture)
     job.run.rewrite_events([plan, *(event for event in kept if event["event"] != "plan"), resumed])
     job.report({"event": "run", "name": job.run.name, "path": str(job.run.path)})
     for event in (plan, resumed):
@@ -307,9 +315,8 @@ def _check_contract(job: Job, before: Contract, now: Contract) -> None:
         job.report(warning(f"other versions than before: {listed}; rounding may differ from the run without a stop"))
 
 
-def trained_contract(base: Contract, config: TrainConfig, dataset: PreparedDataset) -> Contract:
+def trained_contract(base: Contract, config: TrainConfig, mixture: Mixture) -> Contract:
     """The contract of the adapter that this run makes."""
-    samples = dataset.samples(dataset.train)
     packages = ["torch", "transformers", "peft", "accelerate"]
     packages += ["deepspeed"] * (config.engine == "deepspeed") + ["bitsandbytes"] * (config.quantize is not None)
     versions = {name: importlib.metadata.version(name) for name in packages}
@@ -317,10 +324,10 @@ def trained_contract(base: Contract, config: TrainConfig, dataset: PreparedDatas
     return replace(
         base,
         weights_sha256=weights_hash(model_folder(config.model)),
-        tasks=tuple(sorted({sample.task for sample in samples})),
-        data=dataset.name,
+        tasks=mixture.tasks,
+        data=mixture.name,
         quantize=config.quantize,
-        pictures=tuple(sorted({sample.picture for sample in samples})),
+        pictures=tuple(sorted({sample.picture for sample in mixture.samples})),
         versions=versions,
     )
 
@@ -334,6 +341,7 @@ class Session:
     examiner: Examiner | None
     best: BestAdapter
     total: int
+    data: TrainingData
 
     @property
     def evals(self) -> list[dict[str, Any]]:
@@ -347,9 +355,9 @@ class Session:
         self.evals.extend(dict(event) for event in events if event["event"] == "eval")
 
 
-def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[str, Any], stop: StopRequest) -> Session:
+def _build(job: Job, mixture: Mixture, contract: Contract, plan: dict[str, Any], stop: StopRequest) -> Session:
     config = job.config
-    arguments = training_arguments(job, plan["updates"]["total"])
+    arguments = training_arguments(config, job.devices, job.run, plan["updates"]["total"])
     dtype = torch.float32 if is_wide(config, job.devices.kind) else torch.bfloat16
     if config.engine == "deepspeed":
         start_deepspeed(job.devices.kind)
@@ -362,7 +370,7 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
         job.report(warning(f"the fast step is off: {why}"))
         fast = False
     encoder = Encoder(load_processor(config.model), contract)
-    examiner = _examiner(job, dataset, Predictor(model, encoder, fast=config.fast), stop)
+    examiner = _examiner(job, mixture, Predictor(model, encoder, fast=config.fast), stop)
     best = BestAdapter(job.run, job.report, job.is_first, model, contract)
     updates = plan["updates"]
     conductor = Conductor(
@@ -374,13 +382,14 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
         keep_best=best.keep,
         watch=Watch(),
     )
-    again = updates["total"] > updates["per_epoch"]
+    again = updates["total"] > updates["per_epoch"] and not config.augment.is_on
     features = _features(config, base, KEPT_FEATURES if again else 0) if fast else None
     compiled = fast and plan["batch"]["compiled"]
     if compiled and (why := compile_layers(model, vision=features is not None)):
         job.report(warning(f"the layers are not compiled: {why}"))
         compiled = False
-    data = TrainingData(dataset, encoder, features.known if features else set())
+    views = Views(config.augment, config.seed, mixture.samples) if config.augment.is_on else None
+    data = TrainingData(mixture.samples, encoder, features.known if features else set(), views)
     trainer = AdapterTrainer(
         run=job.run,
         contract=contract,
@@ -395,7 +404,9 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
             config.batch_size * config.accumulation * job.devices.world,
             job.devices.world,
             arguments.per_device_train_batch_size,
+            mixture.parts,
         ),
+        tasks=mixture.tasks,
         features=features,
         compiled=compiled,
         train_dataset=data,
@@ -411,7 +422,7 @@ def _build(job: Job, dataset: PreparedDataset, contract: Contract, plan: dict[st
     _silence(trainer)
     hold_to_engine(trainer, config)
     conductor.trainer = trainer
-    return Session(trainer, conductor, examiner, best, updates["total"])
+    return Session(trainer, conductor, examiner, best, updates["total"], data)
 
 
 def _features(config: TrainConfig, base: Any, budget: int) -> PictureFeatures | None:
@@ -434,51 +445,9 @@ def _silence(trainer: AdapterTrainer) -> None:
         trainer.remove_callback(callback)
 
 
-def _examiner(job: Job, dataset: PreparedDataset, predictor: Predictor, stop: StopRequest) -> Examiner | None:
-    config, split = job.config, dataset.held_out
-    if split is None or config.eval_samples == 0:
-        return None
-    chosen = spread(dataset.samples(split), config.eval_samples)
-    return Examiner(dataset, split, chosen, predictor, job.report, stop)
-
-
-def training_arguments(job: Job, total: int) -> TrainingArguments:
-    """Our settings in the Trainer's words."""
-    config, on_gpu = job.config, job.devices.kind == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        raise DeviceError("a GPU is there, but this torch cannot use it", hint="nvidia-smi; or --gpus cpu")
-    casts_itself = config.fast and config.method == "lora" and config.engine == "ddp"  # model/lora.py: no autocast
-    by_deepspeed = config.engine == "deepspeed"  # its engine steps at each backward: it has to count them itself
-    arguments = TrainingArguments(
-        output_dir=str(job.run.checkpoints / ".staging"),
-        use_cpu=not on_gpu,
-        ddp_backend="gloo" if job.devices.world > 1 and not on_gpu else None,
-        ddp_find_unused_parameters=False,
-        bf16=not is_wide(config, job.devices.kind) and not casts_itself,
-        seed=config.seed,
-        data_seed=config.seed,
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size * (1 if by_deepspeed else config.accumulation),
-        gradient_accumulation_steps=config.accumulation if by_deepspeed else 1,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=SCHEDULES[config.schedule],
-        warmup_steps=warmup_updates(config, total),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        **engine_arguments(config),
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",  # Conductor says when
-        eval_strategy="no",
-        remove_unused_columns=False,
-        dataloader_num_workers=config.workers,
-        dataloader_pin_memory=on_gpu,
-        report_to=list(config.report_to) or "none",
-        run_name=job.run.name,
-        disable_tqdm=True,
-    )
-    return with_precision(arguments)
+def _examiner(job: Job, mixture: Mixture, predictor: Predictor, stop: StopRequest) -> Examiner | None:
+    samples, split = held_out_samples(mixture, job.config.eval_samples), mixture.held_out_name
+    return Examiner(split, samples, predictor, job.report, stop) if samples and split else None
 
 
 def _finish(job: Job, evals: list[dict[str, Any]], best: BestAdapter, done: dict[str, Any]) -> None:
