@@ -20,9 +20,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 ASKED = 10
+GROUP = 10
+"""Pictures in a group of the parquet file: `datasets` writes pictures 100 rows at a time."""
 SIZE = (640, 480)
 
 
@@ -56,12 +59,18 @@ def make_table(folder: Path, rows: int) -> None:
     from pyarrow import parquet
 
     folder.mkdir(parents=True)
-    writer = None
-    for number, content in enumerate(pictures(rows // ASKED, SIZE)):
-        image = {"bytes": content, "path": None}
-        common = {"image": image}
-        asked = [{"question": f"thing {number} {n}", "bbox": [400, 300, 600, 400 + n]} for n in range(ASKED)]
-        table = pa.Table.from_pylist([common | row for row in asked])
+    writer, numbered = None, enumerate(pictures(rows // ASKED, SIZE))
+    while group := list(islice(numbered, GROUP)):
+        asked = [
+            {
+                "image": {"bytes": content, "path": None},
+                "question": f"thing {number} {n}",
+                "bbox": [400, 300, 600, 400 + n],
+            }
+            for number, content in group
+            for n in range(ASKED)
+        ]
+        table = pa.Table.from_pylist(asked)
         writer = writer or parquet.ParquetWriter(folder / "train.parquet", table.schema)
         writer.write_table(table)
     if writer:

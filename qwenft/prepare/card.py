@@ -16,7 +16,7 @@ import yaml
 from qwenft.core.files import write_whole
 from qwenft.core.samples import Manifest, Sample
 
-ROWS_AT_ONCE: Final = 10_000
+ROWS_AT_ONCE: Final = 1_000
 PICTURES: Final = "images/*/*"
 
 TEXT: Final = """\

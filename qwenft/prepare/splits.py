@@ -9,10 +9,9 @@ from typing import Final
 
 from qwenft.core.samples import Role, Sample, picture_of
 from qwenft.prepare.rows import WHOLE, counted
-from qwenft.prepare.spool import tally
+from qwenft.prepare.spool import Samples, tally
 
-Keep = Callable[[Iterable[Sample]], Sequence[Sample]]
-"""How samples are held: in a tuple, or as `Samples` on the disk."""
+Keep = Callable[[Iterable[Sample]], list[Sample] | Samples]
 
 NAMES: Final[Mapping[str, str]] = {
     "training": "train",
@@ -59,12 +58,18 @@ def role_of(name: str) -> Role:
 
 
 def divide(
-    by_split: Mapping[str, Sequence[Sample]], *, val_fraction: float, seed: int, source: str, keep: Keep = tuple
+    by_split: Mapping[str, Sequence[Sample]],
+    *,
+    val_fraction: float,
+    seed: int,
+    source: str,
+    keep: Keep = list,
 ) -> Division:
     """Give every data set a split to train on and one held out.
 
     by_split: samples by the source's split names.  A source without one of the two has one of its splits divided by
     picture: `val_fraction` of the pictures to `val`, the rest to `train`.  The same seed gives the same division.
+    keep: how samples are held, in memory or on the disk.
     """
     filled: dict[str, Sequence[Sample]] = {}
     for name, samples in by_split.items():
@@ -99,8 +104,10 @@ def _by_picture(
     if val_fraction > 0 and len(pictures) > 1:
         count = min(max(count, 1), len(pictures) - 1)
     chosen = set(pictures[:count])
-    train = keep(sample for sample in samples if sample.picture not in chosen)
-    return train, keep(sample for sample in samples if sample.picture in chosen)
+    train, held = keep(()), keep(())
+    for sample in samples:
+        (held if sample.picture in chosen else train).append(sample)
+    return train, held
 
 
 def _lot(picture: str, seed: int) -> str:

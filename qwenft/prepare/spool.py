@@ -6,20 +6,36 @@ import sqlite3
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from pathlib import Path
-from typing import Final, TypeVar, overload
+from typing import Any, Final, TypeVar, overload
 from weakref import finalize
 
 from qwenft.core.answer import Task
-from qwenft.core.samples import Sample
-from qwenft.prepare.rows import BadObject, BadRow, Reason
+from qwenft.core.samples import Sample, SceneObject
+from qwenft.prepare.rows import BadObject, BadRow, RawBox, RawRow, Reason
 
 AT_ONCE: Final = 256
 """So many things are written and read together: what they share (pictures, categories) is written once."""
 
 T = TypeVar("T")
+
+
+Reduce = Callable[[Any], tuple[Callable[..., Any], tuple[Any, ...]]]
+
+
+def _by_fields(kind: type[Any]) -> Reduce:
+    values = attrgetter(*(item.name for item in fields(kind)))
+    return lambda item: (kind, values(item))
+
+
+PICKLED: Final[Mapping[type[Any], Reduce]] = {
+    kind: _by_fields(kind) for kind in (RawRow, RawBox, BadRow, BadObject, Sample, SceneObject)
+}
+"""How the things that come by the hundred thousand are written: a frozen dataclass with slots takes thrice as long."""
+
 Bad = TypeVar("Bad", bound=BadRow | BadObject)
 
 
@@ -42,7 +58,9 @@ class Spool(Sequence[T]):
         self._waiting.append(item)
         if len(self._waiting) == AT_ONCE:
             self._places.append(self._file.seek(0, 2))
-            pickle.dump(self._waiting, self._file, protocol=5)
+            pickler = pickle.Pickler(self._file, protocol=5)
+            pickler.dispatch_table = PICKLED
+            pickler.dump(self._waiting)
             self._waiting = []
 
     def __len__(self) -> int:
