@@ -1,8 +1,8 @@
 """What the embedded model's scores are worth: they rank its boxes, and a threshold on them rejects.
 
-It knows no detection yet: each answer to a question about one thing is taken for a detection of one category.  Questions
-about things of other pictures stand among them, to all of which it answers a box.  For a model that detects only `asked`
-is to be replaced, by its own questions.
+It knows no detection yet: each answer to a question about one thing is taken for a detection of one category.
+Questions about things of other pictures stand among them, to all of which it answers a box.  For a model that detects
+only `asked` is to be replaced, by its own questions.
 """
 
 from dataclasses import replace
