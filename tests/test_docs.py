@@ -1,5 +1,6 @@
 """The documents: each command line parses, cheap ones print what stands below them, each link leads somewhere."""
 
+import importlib.util
 import io
 import itertools
 import re
@@ -7,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -179,3 +181,22 @@ def test_the_python_of_a_page_runs(name: str, tmp_path: Path, monkeypatch: pytes
     assert blocks
     for block in blocks:
         exec(compile(block, name, "exec"), {})
+
+
+def test_the_site_turns_links_of_the_repository_into_links_of_pages_and_refuses_what_is_foreign() -> None:
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+
+    def rewritten(markdown: str, page: str) -> str:
+        return hooks.on_page_markdown(markdown, page=SimpleNamespace(file=SimpleNamespace(src_uri=page)))
+
+    assert rewritten("[a](docs/runs.md#events)", "readme.md") == "[a](runs.md#events)"
+    assert rewritten("![a](docs/images/demo.png)", "zh/readme.md") == "![a](../images/demo.png)"
+    assert rewritten("[a](../README.md) [`b`](../qwenft/cli.py)", "data.md") == "[a](readme.md) `b`"
+    assert rewritten("[a](../../configs/ddp.yaml) [b](#c)", "zh/training.md") == "[a](../configs.md) [b](#c)"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="data.md"), url="data.html")
+    assert hooks.on_post_page('<a href="https://example.org">', page=page)
+    with pytest.raises(hooks.PluginError, match="loads from elsewhere"):
+        hooks.on_post_page('<link rel="stylesheet" href="https://example.org/font.css">', page=page)
