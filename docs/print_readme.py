@@ -15,10 +15,11 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 STAGES: Final = (
-    "core", "prepare", "model", "predict", "evaluate", "train", "demo", "export", "doctor", "ui", "commands", "cli",
+    "core", "prepare", "model", "predict", "evaluate", "train", "demo", "export", "doctor", "app", "ui", "commands",
+    "cli",
 )  # fmt: skip
 """The row of the house: a place imports only places before it.  tests/test_house.py holds it."""
-COMMANDS: Final = ("prepare", "train", "predict", "eval", "steps", "runs", "config", "export", "doctor", "demo")
+COMMANDS: Final = ("prepare", "train", "predict", "eval", "steps", "runs", "config", "export", "doctor", "app", "demo")
 HELP_COLUMNS: Final = 100
 
 

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
+from qwenft.commands.app import page
 from qwenft.commands.config import config
 from qwenft.commands.demo import demo
 from qwenft.commands.doctor import doctor
@@ -88,6 +89,7 @@ app.command(cls=_Command)(runs)
 app.command(cls=_Command)(config)
 app.command(cls=_Command)(export)
 app.command(cls=_Command)(doctor)
+app.command(name="app", cls=_Command)(page)
 app.command(cls=_Command)(demo)
 
 

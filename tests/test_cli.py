@@ -20,7 +20,7 @@ from qwenft.commands.train import SETTINGS
 from qwenft.core.config import TrainConfig, load_config, setting_fields
 from qwenft.core.files import write_json
 
-COMMANDS = ("prepare", "train", "predict", "eval", "steps", "runs", "config", "export", "doctor", "demo")
+COMMANDS = ("prepare", "train", "predict", "eval", "steps", "runs", "config", "export", "doctor", "app", "demo")
 
 
 @dataclass(frozen=True)

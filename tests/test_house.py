@@ -14,7 +14,10 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "transformers", "peft", "datasets", "numpy", "pandas", "pyarrow", "accelerate", "huggingface_hub"}
+HEAVY = {
+    "torch", "transformers", "peft", "datasets", "numpy", "pandas", "pyarrow", "accelerate", "huggingface_hub",
+    "gradio",
+}  # fmt: skip
 FACE = {"qwenft", "qwenft.__main__"}
 """The package's face: it names functions of every stage, lazily, and starts the command line.  It is no stage."""
 

@@ -21,6 +21,7 @@ SMALL = ["max_steps=1", "accumulation=1", "batch_size=1", "max_pixels=50176", "w
 ELSEWHERE = {
     "uv run qwenft demo": "tests/test_demo.py runs it, small",
     "uv run pytest": "this is it",
+    "qwenft app --run first": "tests/test_app.py serves the page",
 }
 HERE = {"--gpus 1,3": "--gpus cpu"}
 """What a machine without GPUs cannot have."""
