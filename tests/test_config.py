@@ -95,6 +95,7 @@ def test_overrides_are_read_as_meant(override: str, key: str, value: object) -> 
         ({"parts": ""}, "parts is empty", ""),
         ({"parts": "head"}, "parts.0: ", ""),
         ({"min_pixels": 2000, "max_pixels": 1000}, "min_pixels 2000 is over max_pixels 1000", ""),
+        ({"max_pixels": 783}, "max_pixels 783 is under 28 x 28", ""),
         ({"name": "../up"}, "name: .*plain folder name", ""),
         ({"name": "latest"}, "name: .*plain folder name", ""),
         ({"name": ""}, "name: .*plain folder name", ""),

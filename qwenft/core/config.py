@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from qwenft.core.boxes import FACTOR
 from qwenft.core.errors import ConfigError, nearest
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -204,6 +205,10 @@ class TrainConfig(_Settings):
             raise ValueError("parts is empty: nothing would be trained")
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is over max_pixels {self.max_pixels}")
+        if self.max_pixels and self.max_pixels < FACTOR**2:
+            raise ValueError(
+                f"max_pixels {self.max_pixels} is under {FACTOR} x {FACTOR}, the pixels of one image token"
+            )
         if self.compile and (not self.fast or self.engine != "ddp" or self.quantize):
             raise ValueError("compile=true goes with fast=true, engine=ddp and whole weights")
         if self.quantize and self.method == "full":
