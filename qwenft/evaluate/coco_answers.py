@@ -53,7 +53,7 @@ def coco_answers(
         )
     categories = {key: str(item.get("name", key)) for key, item in by_id(document["categories"], named).items()}
     boxes = _boxes(entries, results, by_id(document["images"], named), categories)
-    return _answers(asked, boxes, pictures, results, emit)
+    return _answers(asked, boxes, pictures, emit)
 
 
 def _pictures(images: Mapping[Any, Mapping[str, Any]], named: Path, wanted: set[str]) -> dict[Any, str]:
@@ -101,7 +101,6 @@ def _answers(
     asked: Sequence[Sample],
     boxes: Iterable[tuple[Any, Detected]],
     pictures: Mapping[Any, str],
-    results: Path,
     emit: Emit,
 ) -> list[Prediction]:
     objects: list[list[Detected]] = [[] for _ in asked]
@@ -120,7 +119,7 @@ def _answers(
         if count:
             emit((note if why == "of other pictures" else warning)(f"{count:,} boxes {why} are left out"))
     return [
-        Prediction(Question.of(sample, Path()), "ok" if found else "empty", tuple(found), "", "", model=results.name)
+        Prediction(Question.of(sample, Path()), "ok" if found else "empty", tuple(found), "", "")
         for sample, found in zip(asked, objects, strict=True)
     ]
 

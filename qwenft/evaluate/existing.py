@@ -48,7 +48,7 @@ def evaluate_predictions(
     metrics = {
         **measured(data, chosen, samples, ours=ours, trained=trained),
         "run": None,
-        "model": _one_of(answer.model for answer in answers) or predictions.name,
+        "model": _one_of(answer.model for answer in answers) or None,
         "adapter": _one_of(answer.adapter for answer in answers),
         "asked": None,
         "inputs": {name: None if value is None else str(value) for name, value in inputs.items()},

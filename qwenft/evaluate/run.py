@@ -227,9 +227,17 @@ def _exam(
 ) -> _Exam:
     if limit is not None and limit < 1:
         raise UsageError(f"--limit must be over 0, got {limit}", hint="leave it out to score the whole split")
-    own = subject.contract.data if subject.contract else ""
-    if data is None and own and (root / "data" / own / "manifest.json").is_file():
-        data = root / "data" / own
+    own = subject.contract.data.split(", ") if subject.contract else []
+    there = [root / "data" / name for name in own if (root / "data" / name / "manifest.json").is_file()]
+    if data is None and there:
+        data = there[0]
+        if len(own) > 1:
+            each = " ".join(f"--data {name}" for name in own)
+            emit(
+                note(
+                    f"it was trained on {len(own)} data sets, of which this scores {there[0].name}; all of them: {each}"
+                )
+            )
     dataset = open_dataset(data, root)
     chosen = scored_split(dataset, split)
     every = dataset.samples(chosen)
