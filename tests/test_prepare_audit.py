@@ -150,6 +150,7 @@ def test_labels_are_counted_and_their_spellings_compared(tmp_path: Path) -> None
     data = prepare(source, tmp_path)
     found = check_of(data, "labels are spelled")
     assert found["result"] == "warning" and found["spellings"] == [["Cup", "cup"]]
+    assert any("'Cup' = 'cup'; --rename 'Cup=cup'" in note for note in data.manifest.notes)
     assert sum(found["labels"].values()) == data.manifest.counts["objects"]
     assert list(found["labels"]) == sorted(found["labels"], key=lambda name: (-found["labels"][name], name))
 

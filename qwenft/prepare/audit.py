@@ -107,7 +107,8 @@ class Audit:
             )
         if self.spellings:
             shown = "; ".join(" = ".join(map(repr, names)) for names in self.spellings[:3])
-            yield f"labels that differ in case or white space only: {shown}"
+            one, *_, other = self.spellings[0]
+            yield f"labels that differ in case or white space only: {shown}; --rename '{one}={other}' makes two one"
 
     def checks(self) -> list[dict[str, Any]]:
         """Every check with its result and the numbers behind it."""
