@@ -132,7 +132,7 @@ def _kind_row(row: FigureRow, scores: Mapping[str, Any], absent: Mapping[str, An
     figures = absent[row.of_kind]
     return {
         **_cells(row),
-        "name": row.of_kind or "what is absent: rejected",
+        "name": figure_name(row.of_kind) or "what is absent: rejected",
         "kind": bool(row.of_kind),
         "n": figures["n"],
         "alarms": number(figures["false_alarm_rate"]),
@@ -140,7 +140,7 @@ def _kind_row(row: FigureRow, scores: Mapping[str, Any], absent: Mapping[str, An
     }
 
 
-_THRESHOLDS: Final = ("rejection_rate", "false_alarm_rate", "discrimination", "F1@0.5")
+_THRESHOLDS: Final = ("rejection_rate", "discrimination", "false_alarm_rate", "F1@0.5")
 
 
 def thresholds(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -161,7 +161,7 @@ def thresholds(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _threshold_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
     cells = [(number(row[key]["estimate"]), interval_text(row[key])) for key in _THRESHOLDS]
-    return {"name": name, "threshold": f"{row['threshold']:.4f}" if row["threshold"] else "–", "cells": cells}
+    return {"name": f"{row['threshold']:.4f}, {name}" if row["threshold"] else name, "cells": cells}
 
 
 def groups(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
