@@ -29,7 +29,7 @@ from qwenft.demo.filled import MAX_FIGURES
 from qwenft.demo.language import COLOURS, SHAPES
 from qwenft.demo.lessons import Lesson, make_lesson
 from qwenft.demo.tiny import make_contract, make_model, make_processor
-from qwenft.model.branches import on_device, pack, with_pictures
+from qwenft.model.branches import on_device, pack, row_order, with_pictures
 from qwenft.model.fast import enable_fast_step
 from qwenft.model.features import vision_geometry
 from qwenft.model.inputs import IGNORED, Encoded, Encoder
@@ -107,9 +107,7 @@ class Lessons(torch.utils.data.IterableDataset[Batch]):
         packed, order = pack(items, self.encoder.processor.tokenizer.convert_tokens_to_ids("<|image_pad|>"))
         shown = [lessons[owner[item]] for item in order]
         shapes, colours, places = zip(*(_on_patches(lesson) for lesson in shown), strict=True)
-        # A row has the pictures with one question first, each with it, and then the questions of the others.
-        alone = [item for item, lesson in enumerate(owner) if owner.count(lesson) == 1]
-        row = [*alone, *(item for item in range(len(items)) if item not in set(alone))]
+        row = row_order(items)
         learned = [sum(label != IGNORED for label in items[item].labels) for item in row]
         asked = [pair for lesson in lessons for pair in lesson.asked]
         return Batch(
