@@ -51,7 +51,7 @@ def more_questions(
     *,
     doubtful: Collection[str] = (),
     around: Mapping[str, Annotated] | None = None,
-    keep: Keep = tuple,
+    keep: Keep = list,
 ) -> Questions:
     """Make what is wanted of the source's own questions, and divide those about too many categories.
 

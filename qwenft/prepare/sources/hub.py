@@ -11,8 +11,9 @@ from qwenft.core.errors import DataError, HubError, nearest
 from qwenft.core.events import Emit, ignore, note, warning
 from qwenft.core.hub import PROBE_TIMEOUT_S, SCRIPTS_HINT, HubAccess, hub_errors, offline, open_hub, quiet_libraries
 from qwenft.prepare.rows import WHOLE
-from qwenft.prepare.sources.hubfiles import RemoteTable, Repository, Sizes, fetch, free_bytes, is_sound, missing_of
+from qwenft.prepare.sources.hubfiles import OnDemand, Repository, Sizes, fetch, free_bytes, is_sound, missing_of
 from qwenft.prepare.sources.parquet import ParquetTable
+from qwenft.prepare.sources.remote import PicturedTable, RemoteTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,8 +56,8 @@ def load_hub(
     """Fetch a data set of the hub into its usual cache and open it.
 
     dataset_id: `owner/name`.  splits: only these (empty: all), and only their files are fetched.
-    limit: no more rows of each split will be read, so parquet files are fetched one at a time; they are also where the
-    disk would not hold all of them, and then each leaves the cache again once it was read.
+    limit: no more rows of each split will be read, so files are fetched one at a time, as their rows are reached; they
+    are also where the disk would not hold all of them, and then each leaves the cache again once it was read.
     endpoint, send_token: as in `open_hub`.  With HF_HUB_OFFLINE=1 the cache alone is read.
     Raises HubError for everything that a hub, the way to it, or the cache can do, and for an unknown configuration,
     split or revision.
@@ -71,11 +72,14 @@ def load_hub(
         wanted = layout.choose(splits)
         repo = Repository(dataset_id, layout.commit, access)
         names = [name for split in wanted for name in layout.files[split]]
-        give_back = _too_large(repo, names, sizes, emit)
-        if (give_back or limit) and all(name.endswith(".parquet") and name in sizes for name in names):
-            return layout.open_one_by_one(repo, wanted, sizes, give_back=give_back, emit=emit)
-        if give_back:
-            raise _no_room(dataset_id, repo, names, sizes)
+        files = OnDemand(repo, sizes, _too_large(repo, names, sizes, emit), emit)
+        one_by_one = files.give_back or limit is not None
+        if not all(name.endswith(".parquet") and name in sizes for name in names):
+            if not one_by_one:
+                fetch(repo, names, sizes, emit)
+            return layout.open_with_pictures(files, wanted, streaming=one_by_one, emit=emit)
+        if one_by_one:
+            return layout.open_one_by_one(files, wanted)
         fetch(repo, names, sizes, emit)
         return layout.open(wanted, emit)
 
@@ -92,15 +96,6 @@ def _too_large(repo: Repository, names: Sequence[str], sizes: Sizes, emit: Emit)
         )
     )
     return True
-
-
-def _no_room(dataset_id: str, repo: Repository, names: Sequence[str], sizes: Sizes) -> HubError:
-    needed = sum(sizes[name][0] for name in missing_of(repo, names, sizes))
-    return HubError(
-        f"{dataset_id} is not parquet, so it cannot be read a file at a time; all of it is {needed / 1e9:.3g} GB, "
-        f"the disk has {free_bytes() / 1e9:.3g} GB",
-        hint=f"HF_HOME=/a/larger/disk, fewer splits (--split), or the hub's conversion: {SCRIPTS_HINT}",
-    )
 
 
 def load_folder(path: Path, splits: Sequence[str] = (), *, config: str | None = None, emit: Emit = ignore) -> HubData:
@@ -199,16 +194,34 @@ class _Layout:
         files = {split: self.files.get(split, ()) for split in opened}
         return HubData(opened, self.commit, self.access.endpoint, files)
 
-    def open_one_by_one(
-        self, repo: Repository, wanted: tuple[str, ...], sizes: Sizes, *, give_back: bool, emit: Emit
-    ) -> HubData:
-        """Tables whose files are fetched as their rows are read."""
+    def open_one_by_one(self, files: OnDemand, wanted: tuple[str, ...]) -> HubData:
+        """Tables whose parquet files are fetched as their rows are read."""
         info, stated = self.builder.info, dict(self.builder.info.splits or {})
         tables: dict[str, Any] = {}
         for split in wanted:
             count = stated[split].num_examples if split in stated else None
-            tables[split] = RemoteTable(repo, self.files[split], sizes, info.features, count, give_back, emit)
+            tables[split] = RemoteTable(files, self.files[split], info.features, count)
         return HubData(tables, self.commit, self.access.endpoint, {split: self.files[split] for split in wanted})
+
+    def open_with_pictures(
+        self, files: OnDemand, wanted: tuple[str, ...], *, streaming: bool, emit: Emit = ignore
+    ) -> HubData:
+        """Tables of other files than parquet, whose rows may name pictures of the repository.
+
+        streaming: rows come over the wire as they are read, by `datasets`, and nothing of them is kept.
+        """
+        if streaming:
+            opened = {split: self.builder.as_streaming_dataset(split=split).decode(False) for split in wanted}
+            data = HubData(opened, self.commit, self.access.endpoint, {split: self.files[split] for split in wanted})
+        else:
+            data = self.open(wanted, emit)
+        roots = (_base(self.target, self.commit), f"{_snapshot(files.repo)}/")
+        tables: dict[str, Any] = {}
+        for split, table in data.splits.items():
+            beside = dict.fromkeys(f"{Path(name).parent.as_posix()}/".removeprefix("./") for name in self.files[split])
+            folders = dict.fromkeys(("", *beside, "images/", *(f"{folder}images/" for folder in beside)))
+            tables[split] = PicturedTable(table, files, roots, tuple(folders))
+        return HubData(tables, data.revision, data.endpoint, data.files)
 
     def _as_they_lie(self, wanted: tuple[str, ...]) -> dict[str, Any]:
         """Tables that are read straight from their files; empty where not all of them are parquet, and here."""
@@ -241,15 +254,27 @@ class _Layout:
         return {str(split): _undecoded(table) for split, table in builder.as_dataset().items()}
 
 
+def _snapshot(repo: Repository) -> Path:
+    """The folder of the cache in which the files of a commit lie by their names."""
+    from huggingface_hub import constants, file_download
+
+    folder = file_download.repo_folder_name(repo_id=repo.dataset_id, repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE) / folder / "snapshots" / repo.commit
+
+
 def _base(target: str, commit: str) -> str:
     return f"{target}@{commit}/" if commit else f"{Path(target).as_posix()}/"
 
 
 def _builder(target: str, config: str | None, revision: str | None, access: HubAccess, **more: Any) -> Any:
     import datasets
+    from datasets.packaged_modules.parquet import parquet
 
     # The exported infos come from another host (datasets-server.<endpoint>, waited for up to 100 s) and are not needed.
     datasets.config.USE_PARQUET_EXPORT = False
+    # A builder patches its module so that it can stream, and imports scipy for one of the patches (0.3 s of a start).
+    # Parquet files are read here and not by their builder (datasets 5.2, streaming.py; until it imports when needed).
+    parquet._patched_for_streaming = True
     try:
         return datasets.load_dataset_builder(target, name=config, revision=revision, token=access.token, **more)
     except ValueError as error:
@@ -297,7 +322,9 @@ def _load_cached(repo: Repository, config: str | None, splits: Sequence[str], em
             hint=f"--split {next(iter(present))}" if present else "fetch it once with HF_HUB_OFFLINE=0",
         )
     layout = _Layout.cached(folder, config, present if absent else {})
-    data = layout.open(layout.choose(splits), emit)
+    here = {path.relative_to(folder).as_posix(): (0, "") for path in folder.rglob("*") if path.is_file()}
+    files = OnDemand(Repository(repo.dataset_id, folder.name, repo.access), here, give_back=False, emit=emit)
+    data = layout.open_with_pictures(files, layout.choose(splits), streaming=False, emit=emit)
     emit(note(f"HF_HUB_OFFLINE is set: {', '.join(data.splits)} of {repo.dataset_id} come from the cache"))
     return HubData(data.splits, folder.name, repo.access.endpoint, data.files)
 

@@ -1,18 +1,16 @@
-"""Files of a hub data set: fetched into the cache and checked, all at once or one at a time as their rows are read."""
+"""Files of a hub data set: fetched into the cache, checked, and given back to the disk."""
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qwenft.core.errors import HubError
-from qwenft.core.events import Emit, note, progress, warning
+from qwenft.core.events import Emit, ignore, note, progress
 from qwenft.core.hub import MIRROR, PUBLIC_HUB, HubAccess, byte_meter, hub_errors
-from qwenft.prepare.sources.parquet import ParquetTable
+from qwenft.prepare.sources.folders import is_picture_name
 
 Sizes = Mapping[str, tuple[int, str]]
 """File -> (size in bytes, SHA-256 or "")."""
@@ -104,56 +102,40 @@ def is_sound(path: Path, sha256: str) -> bool:
 
 
 @dataclass(frozen=True)
-class RemoteTable:
-    """The rows of a split's parquet files in order, each file fetched when its rows are reached."""
+class OnDemand:
+    """The files of a data set, each fetched when it is asked for."""
 
     repo: Repository
-    names: Sequence[str]
     sizes: Sizes
-    stated: Any
-    """Features as the data set's description has them, or None."""
-    rows_stated: int | None
     give_back: bool
-    """Whether a file that was fetched leaves the cache once it was read."""
+    """Whether a file that was fetched here leaves the cache once it was read."""
     emit: Emit
+    _ours: set[str] = field(default_factory=set)
 
-    @cached_property
-    def features(self) -> Any:
-        """Column -> `datasets` feature: as given, else as the first file's schema says."""
-        return self.stated or ParquetTable([self._file(self.names[0])[0]]).features
-
-    def head(self, count: int) -> list[dict[str, Any]]:
-        """The first rows of the first file that has any; what was fetched for them stays."""
-        heads = (list(islice(ParquetTable([self._file(name)[0]]), count)) for name in self.names)
-        return next(filter(None, heads), [])
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        count = 0
-        for name in self.names:
-            path, ours = self._file(name)
-            try:
-                for row in ParquetTable([path]):
-                    count += 1
-                    yield row
-            finally:
-                if ours and self.give_back:
-                    _remove(path)
-        if self.rows_stated and count != self.rows_stated:
-            self.emit(warning(f"{count} rows were read, the description says {self.rows_stated}"))
-
-    @cached_property
-    def _ours(self) -> set[str]:
-        return set()
-
-    def _file(self, name: str) -> tuple[Path, bool]:
-        """Where a file lies, and whether this run has fetched it."""
+    def path(self, name: str) -> Path:
+        """Where a file lies, fetched if need be.  Raises HubError."""
         repo = self.repo
         with hub_errors(repo.dataset_id, repo.access, revision=repo.commit):
             stored = repo.cached(name)
             if stored is None:
-                size, sha256 = self.sizes[name]
-                self.emit(note(f"fetching {name}, {size / 1e6:.1f} MB"))
-                stored = _fetch_file(repo, name, sha256, byte_meter(0, size, self.emit))
-                self.emit(progress("fetch", size, size))
-                self._ours.add(name)
-        return stored, name in self._ours
+                stored = self._fetched(name)
+        return stored
+
+    def _fetched(self, name: str) -> Path:
+        size, sha256 = self.sizes[name]
+        alone = not is_picture_name(name)  # pictures come by the thousand, and their rows are counted
+        if alone:
+            self.emit(note(f"fetching {name}, {size / 1e6:.1f} MB"))
+        stored = _fetch_file(self.repo, name, sha256, byte_meter(0, size, self.emit if alone else ignore))
+        if alone:
+            self.emit(progress("fetch", size, size))
+        self._ours.add(name)
+        return stored
+
+    def done(self, name: str) -> None:
+        """Say that a file was read: it makes room if it was fetched for that alone."""
+        if self.give_back and name in self._ours:
+            stored = self.repo.cached(name)
+            if stored is not None:
+                _remove(stored)
+            self._ours.discard(name)

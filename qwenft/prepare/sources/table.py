@@ -14,10 +14,10 @@ from qwenft.prepare.sources.records import PEEKED, unused_note
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from qwenft.prepare.sources.hubfiles import RemoteTable
     from qwenft.prepare.sources.parquet import ParquetTable
+    from qwenft.prepare.sources.remote import PicturedTable, RemoteTable
 
-    Table: TypeAlias = Dataset | ParquetTable | RemoteTable
+    Table: TypeAlias = Dataset | ParquetTable | PicturedTable | RemoteTable
 
 SAVED: Final = ("dataset_dict.json", "state.json")
 """What `save_to_disk` leaves."""
@@ -105,9 +105,9 @@ def make_source(
 
 def _head(table: "Table") -> list[dict[str, Any]]:
     """The first rows, which tell the columns; nothing that is fetched for them is fetched again."""
-    from qwenft.prepare.sources.hubfiles import RemoteTable
+    from qwenft.prepare.sources.remote import PicturedTable, RemoteTable
 
-    return table.head(PEEKED) if isinstance(table, RemoteTable) else list(islice(table, PEEKED))
+    return table.head(PEEKED) if isinstance(table, (PicturedTable, RemoteTable)) else list(islice(table, PEEKED))
 
 
 def _names(feature: Any) -> Sequence[str]:
