@@ -13,9 +13,11 @@ from qwenft.core.config import make_config
 from qwenft.core.errors import ModelError, RunError
 from qwenft.core.runs import Contract, Run, latest_run
 from qwenft.core.samples import PreparedDataset
+from qwenft.demo.scenes import write_scenes
 from qwenft.model.fetch import TINY_FOLDER
 from qwenft.model.load import base_contract, load_base, load_config, lora_modules, meta_model
 from qwenft.predict.generate import Predictor
+from qwenft.prepare.build import prepare_dataset
 from qwenft.train.checkpoints import complete_checkpoints, is_complete, publish
 from qwenft.train.launch import train_adapter
 from qwenft.train.plan import lora_scope, stops
@@ -225,9 +227,11 @@ def test_stops_fall_at_each_interval_and_at_the_end() -> None:
 
 @pytest.mark.timeout(300)
 def test_two_processes_train_what_one_trains(workplace: Path) -> None:
+    write_scenes(workplace / "captions", num_train=4, num_val=2, seed=2, task="caption")
+    prepare_dataset("captions", root=workplace)
     settings = {
         "model": "tiny", "workers": 0, "rank": 4, "alpha": 8, "dropout": 0.0, "eval_samples": 3, "max_steps": 2,
-        "learning_rate": 1e-3,
+        "learning_rate": 1e-3, "data": "scenes:1,captions:1", "augment": {"crop": 0.2, "hflip": 0.5},
     }  # fmt: skip
     _, one, events = train_here(
         workplace, "one", batch_size=4, accumulation=1, **{k: v for k, v in settings.items() if k != "model"}
@@ -239,6 +243,8 @@ def test_two_processes_train_what_one_trains(workplace: Path) -> None:
         emit=seen.append,
     )
     assert losses(seen) == pytest.approx(losses(events), rel=1e-5)
+    by_task = [[e["loss_by_task"] for e in listed if e["event"] == "step"] for listed in (events, seen)]
+    assert by_task[0] == [pytest.approx(found, rel=1e-4) for found in by_task[1]]
     reference, adapter = adapter_of(one), adapter_of(two)
     assert distance(adapter, reference) < 1e-4
     scores = [[e["scores"] for e in listed if e["event"] == "eval"] for listed in (events, seen)]

@@ -114,23 +114,42 @@ def plan_rows(plan: Event) -> list[tuple[str, str]]:
     full = lora.get("method") == "full"  # a run of an older version has no such word
     modules = ", ".join(f"{part} {n} {'weights' if full else 'modules'}" for part, n in lora["modules"].items())
     devices = f"{batch['devices']} device{'s' if batch['devices'] > 1 else ''}"
-    rows = [
+    return [
         ("devices", ", ".join(plan["devices"])),
-        ("data", f"{data['name']}, split {data['split']}: {data['samples']:,} samples, {data['pictures']:,} pictures"),
+        *_data_rows(data),
         ("model", f"{plan['model']}, {lora['total'] / 1e6:,.1f} M parameters"),
         ("full tuning" if full else "LoRA", f"{modules}; {lora['trainable']:,} trainable ({lora['share']:.2%})"),
         ("batch", f"{batch['batch_size']} x {devices} x {batch['accumulation']} accumulation = {batch['effective']}"),
         ("updates", updates["formula"]),
         ("image tokens", f"{tokens['min']} min, {tokens['median']} median, {tokens['max']} max"),
         *_foretold(plan),
+        *([("augment", _pairs(plan["augment"]))] if plan.get("augment") else []),
         ("memory", f"about {memory['total']} GiB a device ({memory['assumes']})"),
         ("evaluations", _steps_text(plan["evaluations"])),
         ("checkpoints", _steps_text(plan["checkpoints"])),
     ]
+
+
+def _data_rows(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is learned from; of several data sets, what an epoch takes from each."""
+    sets = data.get("sets", ())  # a run of an older version has no such word
+    have = f"{data['samples']:,} samples, {data['pictures']:,} pictures"
+    rows = [("data", f"{data['name']}, split {data['split']}: {have}")]
+    if len(sets) > 1:
+        rows = [
+            ("", f"{one['drawn']:,} of {one['name']}, split {one['split']}, which has {one['samples']:,}: "
+                 f"{one['drawn'] / data['samples']:.0%} of an epoch")
+            for one in sets
+        ]  # fmt: skip
+        rows = [("data", f"{len(sets)} sets: {have}"), *rows]
     if data["absent"]:
         which = "1 of them asks" if data["absent"] == 1 else f"{data['absent']:,} of them ask"
-        rows.insert(2, ("", f"{which} for something that is not in the picture"))
+        rows.append(("", f"{which} for something that is not in the picture"))
     return rows
+
+
+def _pairs(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 def _aligned(rows: list[tuple[str, str]]) -> str:
@@ -186,8 +205,10 @@ def _steps_text(steps: list[int]) -> str:
 def step_text(event: Event, total: int) -> str:
     """A training step in one line."""
     norm = event["grad_norm"]
+    by_task = "".join(f" {task} {value:.4f}" for task, value in event.get("loss_by_task", {}).items())
     return (
         f"step {event['step']}/{total}  epoch {event['epoch']:.2f}  loss {_number(event['loss'])}"
+        f"{f' ({by_task.strip()})' if by_task else ''}"
         f"  lr {event['learning_rate']:.2e}  grad norm {'-' if norm is None else _number(norm)}"
         f"  {event['samples_per_s']:.1f} samples/s  {event['memory_gib']:.2f} GiB"
     )
@@ -201,8 +222,11 @@ def eval_text(event: Event) -> str:
     """An evaluation in one line."""
     value = "not measured" if event["value"] is None else f"{event['value']:.3f}"
     which = "base model" if event["step"] == 0 else f"step {event['step']}"
+    parts = {task: part for task, part in event.get("by_task", {}).items() if part["value"] is not None}
+    by_task = ", ".join(f"{task} {part['metric']} {part['value']:.3f}" for task, part in parts.items())
+    measured = f"{event['metric']} {value}{f' ({by_task})' if len(parts) > 1 else ''}"
     return (
-        f"{which}: {event['metric']} {value}, parse rate {event['parse_rate']:.3f} "
+        f"{which}: {measured}, parse rate {event['parse_rate']:.3f} "
         f"({event['samples']} held-out samples, {event['seconds']:.1f} s)"
     )
 

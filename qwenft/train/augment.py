@@ -4,6 +4,7 @@ The change hangs on seed, epoch and picture alone, so that it is the same in any
 plain one, and after a resume.  All questions about a picture see the same view of it.
 """
 
+import io
 import math
 import random
 import re
@@ -95,7 +96,7 @@ class View:
         if self.blur >= MIN_SIGMA:
             reach = min(math.ceil(3 * self.blur), min(pixels_CHW.shape[1:]) - 1)
             pixels_CHW = tvf.gaussian_blur(pixels_CHW, [2 * reach + 1] * 2, [self.blur] * 2)
-        return pixels_CHW if self.jpeg is None else tvf.jpeg(pixels_CHW, self.jpeg)
+        return pixels_CHW if self.jpeg is None else _as_jpeg(pixels_CHW, self.jpeg)
 
     def sample(self, sample: Sample) -> Sample:
         """The sample as it is true of this view: its boxes moved with the picture, in px of the kept part.
@@ -117,6 +118,15 @@ class View:
             height=wh[1],
             objects=tuple(item for item in moved if not item.crowd or area(item.bbox) > 0),
         )
+
+
+def _as_jpeg(pixels_CHW: torch.Tensor, quality: int) -> torch.Tensor:
+    """Written and read again by Pillow: torchvision's own coders are on their way out (a warning since 0.29)."""
+    buffer = io.BytesIO()
+    tvf.to_pil_image(pixels_CHW).save(buffer, format="JPEG", quality=quality)
+    with Image.open(buffer) as written:
+        changed: torch.Tensor = tvf.pil_to_tensor(written)
+    return changed
 
 
 def _box(row: Sequence[float]) -> Box:

@@ -19,7 +19,9 @@ def write_card(
 
     memory: what its training took, as a sentence's end.
     """
-    rows = "\n".join(f"| {e['step']} | {e['metric']} | {_shown(e['value'])} | {e['samples']} |" for e in evals)
+    rows = "\n".join(
+        f"| {e['step']} | {metric} | {_shown(value)} | {e['samples']} |" for e in evals for metric, value in _figures(e)
+    )
     measured = (
         f"| step | metric | value | held-out samples |\n|---|---|---|---|\n{rows}" if evals else "Nothing was measured."
     )
@@ -33,7 +35,7 @@ tags: [qwen2.5-vl, grounding, {config.method}, qwenft]
 ---
 # {contract.data}: {_KINDS[config.method]} {contract.base}
 
-Trained by qwenft {contract.versions.get("qwenft", "")} on {len(contract.pictures)} pictures of `{contract.data}`
+Trained by qwenft {contract.versions.get("qwenft", "")} on {len(contract.pictures)} pictures of {_named(contract)}
 ({", ".join(contract.tasks)}). Step 0 is the base model, asked in the same way. Its training took {memory}.
 
 {measured}
@@ -49,6 +51,19 @@ Settings:
 {to_yaml(config)}```
 """,
     )
+
+
+def _named(contract: Contract) -> str:
+    return ", ".join(f"`{name}`" for name in contract.data.split(", "))
+
+
+def _figures(event: Mapping[str, Any]) -> list[tuple[str, float | None]]:
+    """What an evaluation measured; of several tasks their mean and each."""
+    parts = event.get("by_task", {})
+    found = [(event["metric"], event["value"])]
+    if len(parts) > 1:
+        found += [(f"{task}: {part['metric']}", part["value"]) for task, part in parts.items()]
+    return found
 
 
 def _shown(value: float | None) -> str:
