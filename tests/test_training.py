@@ -234,11 +234,11 @@ def test_two_processes_train_what_one_trains(workplace: Path) -> None:
         "learning_rate": 1e-3, "data": "scenes:1,captions:1", "augment": {"crop": 0.2, "hflip": 0.5},
     }  # fmt: skip
     _, one, events = train_here(
-        workplace, "one", batch_size=4, accumulation=1, **{k: v for k, v in settings.items() if k != "model"}
+        workplace, "one", batch_size=12, accumulation=1, **{k: v for k, v in settings.items() if k != "model"}
     )
     seen: list[dict] = []
     two = train_adapter(
-        make_config({**settings, "name": "two", "gpus": "cpu:2", "batch_size": 2, "accumulation": 1}, "a test"),
+        make_config({**settings, "name": "two", "gpus": "cpu:2", "batch_size": 6, "accumulation": 1}, "a test"),
         root=workplace,
         emit=seen.append,
     )
