@@ -17,7 +17,7 @@ import typer
 from prepare_inputs import write_coco
 
 from qwenft.cli import app
-from qwenft.core.config import make_config
+from qwenft.core.config import load_config
 from qwenft.core.errors import ConfigError
 
 ROOT: Final = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def parsed(line: str) -> dict[str, Any]:
     name, *words = shlex.split(line)[1:]
     found = dict(group.commands[name].make_context(name, words).params)
     if name == "train":
-        make_config(dict(word.split("=", 1) for word in found["overrides"] or ()), line)
+        load_config(None, found["overrides"] or ())
     return found
 
 
