@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from app_page import Scripted, Visitor, file_of, make_run, scripted_page
 from evaluations import HOSTILE
@@ -21,9 +22,9 @@ from training import train_here
 from qwenft.app import ask, gate, run
 from qwenft.app.ask import Asker, examples_of, question_of
 from qwenft.app.page import WAITING
-from qwenft.app.shown import escaped
+from qwenft.app.shown import escaped, show
 from qwenft.core.errors import DataError, QwenftError, RunError
-from qwenft.core.predictions import Question
+from qwenft.core.predictions import Detected, Prediction, Question
 from qwenft.core.runs import choose_answerer
 from qwenft.core.samples import PreparedDataset
 from qwenft.predict.find import find
@@ -135,6 +136,16 @@ def test_texts_of_the_model_are_shown_and_do_nothing(visitor: Visitor, model: Sc
         assert f"<td>{escaped(label)}</td>" in adapter[WORDS]
         assert "<script" not in adapter[WORDS] and "<img" not in adapter[WORDS] and "{" not in adapter[WORDS]
         assert adapter[TEXT] == f"answer: {label}"
+
+
+def test_a_label_that_no_server_could_send_is_shown_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    boxes = tuple(Detected((5, 5, 50, 50), text, 0.5) for text in HOSTILE)
+    question = Question(tmp_path / "a.png", "detection", categories=tuple(HOSTILE), name="a.png")
+    shown = show(Prediction(question, "ok", boxes, text="\n".join(HOSTILE), prompt=""), 0, tmp_path, "base")
+    (shown.words + shown.text).encode()
+    assert shown.coco and len(json.loads(shown.coco.read_text())["annotations"]) == len(HOSTILE)
+    assert escaped("w" * 400) in shown.words and "很抱歉" in shown.text
 
 
 def test_examples_are_held_out_questions_and_can_be_asked(
@@ -354,6 +365,32 @@ def test_a_public_address_is_made_only_when_asked_for_and_is_then_let_in(
         run._shared(7860, door, events.append)
 
 
+def test_an_end_that_takes_long_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PATIENCE_S", 0.1)
+    begun, go_on, events = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        begun.set()
+        go_on.wait(20)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await anyio.to_thread.run_sync(work)
+
+    def emit(event: Any) -> None:
+        events.append(event["text"])
+        go_on.set()
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        run._serving(app, listener, emit),
+        socket.create_connection(listener.getsockname()) as tab,
+    ):
+        tab.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert begun.wait(20)
+    assert events == ["an answer is being made: it is finished first"]
+
+
 def test_the_page_says_what_predict_says(workplace: Path) -> None:
     from qwenft.predict.generate import Predictor
 
@@ -385,8 +422,9 @@ def test_ctrl_c_ends_it_and_nothing_is_left(tmp_path: Path) -> None:
         _, path = visitor.upload(png())
         (panel,) = panels(visitor.ask(path, "the red star"))
         assert "1 box." in panel[WORDS]
-        process.send_signal(signal.SIGINT)
-        rest, errors = process.communicate(timeout=60)
+        with visitor._open(f"{visitor.address}/gradio_api/heartbeat/{visitor.session}", timeout=60):  # an open tab
+            process.send_signal(signal.SIGINT)
+            rest, errors = process.communicate(timeout=60)
     assert (process.returncode, rest) == (130, "")
     assert (said["model"], said["run"], said["adapter"]) == ("tiny", None, None)
     assert "no examples are shown" in errors and "Traceback" not in errors

@@ -107,7 +107,9 @@ def _panel(gr: Any, name: str) -> tuple[Any, ...]:
     with gr.Column(min_width=280):
         picture = gr.Image(label=name[0].upper() + name[1:], interactive=False, height=420, buttons=["fullscreen"])
         words = gr.HTML("", elem_classes="words", apply_default_css=False)
-        text = gr.Textbox(label="Raw answer", lines=2, max_lines=8, interactive=False, buttons=["copy"])
+        text = gr.Textbox(
+            label="Raw answer", lines=2, max_lines=8, interactive=False, buttons=["copy"], elem_classes="raw"
+        )
         with gr.Row():
             drawn = gr.DownloadButton("Picture", size="sm", interactive=False, min_width=80)
             coco = gr.DownloadButton("COCO", size="sm", interactive=False, min_width=80)

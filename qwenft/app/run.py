@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import logging
 import os
 import secrets
 import shutil
@@ -17,7 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from qwenft.app.ask import Asker, Example, examples_of
-from qwenft.app.gate import LOCAL, Gate
+from qwenft.app.gate import LOCAL, App, Gate
 from qwenft.core.errors import DataError, QwenftError, first_line
 from qwenft.core.events import Emit, ignore, note, warning
 from qwenft.core.runs import Answerer, choose_answerer
@@ -27,6 +28,8 @@ from qwenft.model.fetch import check_answerable
 HOST: Final = "127.0.0.1"
 PORT: Final = 7860
 """gradio's own."""
+PATIENCE_S: Final = 5
+"""How long an end may take before it is said why."""
 NO_GRADIO: Final = "the page needs gradio, which is not installed"
 INSTALL: Final = "pip install 'qwenft[app]'"
 
@@ -89,7 +92,7 @@ def serve_page(
 
         asker = Asker(chosen, Predictor.load(chosen.model, chosen.adapter, gpus=gpus, emit=emit), emit)
         gate = _gate(asker, examples, folder)
-        with _serving(gate, listener) as thread:
+        with _serving(gate, listener, emit) as thread:
             number = listener.getsockname()[1]
             shared = _shared(number, gate, emit) if share else None
             yield Served(f"http://{HOST}:{number}/", shared, chosen, thread)
@@ -164,10 +167,10 @@ def _gate(asker: Asker, examples: list[Example], folder: Path) -> Gate:
 
 
 @contextmanager
-def _serving(gate: Gate, listener: socket.socket) -> Iterator[threading.Thread]:
+def _serving(app: App, listener: socket.socket, emit: Emit) -> Iterator[threading.Thread]:
     import uvicorn
 
-    config = uvicorn.Config(gate, log_level="warning", ws="none", timeout_graceful_shutdown=1, server_header=False)
+    config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1, server_header=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="page", daemon=True)
     thread.start()
@@ -176,7 +179,12 @@ def _serving(gate: Gate, listener: socket.socket) -> Iterator[threading.Thread]:
             time.sleep(0.01)
         yield thread
     finally:
+        # Open tabs hold a connection that ends only by being cut, which uvicorn tells as an error.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         server.should_exit = True
+        thread.join(PATIENCE_S)
+        if thread.is_alive():
+            emit(note("an answer is being made: it is finished first"))
         thread.join()
 
 

@@ -39,7 +39,8 @@ def escaped(text: str) -> str:
     >>> escaped("<b>${1}")
     '&lt;b&gt;&#36;&#123;1&#125;'
     """
-    return html.escape(text).translate(_TEMPLATE_SIGNS)
+    whole = text.encode("utf-8", "replace").decode("utf-8")  # half of a character, which no answer of a server can hold
+    return html.escape(whole).translate(_TEMPLATE_SIGNS)
 
 
 def problem(error: QwenftError) -> str:
@@ -66,11 +67,11 @@ def show(answer: Prediction, threshold: float, folder: Path, who: str) -> Shown:
     upright = open_upright(answer.question.image)
     picture = place / f"{stem}.{'png' if upright.width * upright.height <= SHARP_PIXELS else 'jpg'}"
     save_picture(draw_boxes(upright, kept.objects), picture)
-    coco = None
+    text, coco = answer.text.encode("utf-8", "replace").decode("utf-8"), None
     if answer.question.task != "caption":
         coco = place / f"{stem}.coco.json"
         coco.write_text(json.dumps(coco_file(kept), ensure_ascii=False), encoding="utf-8", errors="replace")
-    return Shown(picture, _words(answer, kept), answer.text, coco)
+    return Shown(picture, _words(answer, kept), text, coco)
 
 
 def coco_file(answer: Prediction) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def coco_file(answer: Prediction) -> dict[str, Any]:
 
 
 def _words(answer: Prediction, kept: Prediction) -> str:
-    said = f'<p role="status">{escaped(_said(answer, kept))}</p>'
+    said = f'<p class="said" role="status">{escaped(_said(answer, kept))}</p>'
     if not kept.objects:
         return said
     head = "".join(f"<th>{name}</th>" for name in ("", "label", "score", "x1", "y1", "x2", "y2"))
