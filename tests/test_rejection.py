@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_score import BOX, ELSEWHERE, FakePredictor, House, detection, grounding, house, prepared, says
 
@@ -106,6 +106,53 @@ def test_several_boxes_have_precision_recall_f1_and_a_count() -> None:
     assert scores["positives"]["count_accuracy"] == pytest.approx(2 / 3)
     assert several["intervals"]["F1@0.5_of_several"]["estimate"] == pytest.approx(4 / 7)
     assert several["T-acc"] == 1.0
+
+
+def an_independent_script(lines: list[dict[str, Any]], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same figures from the files alone, written another way: sums over a plain loop, no function of qwenft."""
+
+    def overlap(a: list[float], b: list[float]) -> float:
+        w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+        shared = max(w, 0) * max(h, 0)
+        return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+    sums: dict[str, list[float]] = {}
+    for line, answer in zip(lines, answers, strict=True):
+        true, found = [o["bbox"] for o in line["objects"]], [o["bbox"] for o in answer["objects"]]
+        if not true:
+            for name in ("all", line.get("negative", "source")):
+                sums.setdefault(name, []).append(answer["status"] == "empty")
+            continue
+        pairs, hits = [(overlap(f, t), i, j) for i, f in enumerate(found) for j, t in enumerate(true)], 0
+        while pairs and max(pairs)[0] >= 0.5:
+            _, i, j = max(pairs)
+            pairs, hits = [p for p in pairs if p[1] != i and p[2] != j], hits + 1
+        sums.setdefault("found", []).append(hits > 0)
+        if len(true) > 1:
+            sums.setdefault("count", []).append(len(found) == len(true))
+            for name, value in (("hits", hits), ("boxes", len(found)), ("true", len(true))):
+                sums.setdefault(name, []).append(value)
+    return {name: sum(values) for name, values in sums.items()} | {f"n {k}": len(v) for k, v in sums.items()}
+
+
+@settings(max_examples=20)
+@given(st.randoms(use_true_random=False))
+def test_figures_equal_those_of_an_independent_script(rng: Any) -> None:
+    places: list[Box] = [BOX, (12.0, 8.0, 60.0, 58.0), ELSEWHERE, AWAY, (20.0, 20.0, 70.0, 70.0)]
+    asked = [grounding(f"s{n}", *rng.sample(places, rng.randint(1, 3))) for n in range(12)] + ASKED[6:]
+    answers = [says(sample, *rng.sample(places, rng.choice((0, 1, 1, 2, 3)))) for sample in asked]
+    lines = [json.loads(json.dumps(each.to_json())) for each in (*asked, *answers)]
+    theirs = an_independent_script(lines[: len(asked)], lines[len(asked) :])
+    ours = score_predictions(asked, answers)["grounding"]
+    kinds = {kind: round(f["rejection_rate"] * f["n"]) for kind, f in ours["negatives"]["kinds"].items()}
+    assert kinds == {kind: theirs[kind] for kind in kinds}
+    assert ours["negatives"]["rejection_rate"] == theirs["all"] / theirs["n all"]
+    assert ours["positives"]["discrimination"] == pytest.approx(theirs["found"] / theirs["n found"])
+    several = ours["several"]
+    if several["n"]["several"]:
+        f1 = 2 * theirs["hits"] / (theirs["boxes"] + theirs["true"])
+        assert several["F1@0.5_of_several"] == pytest.approx(f1)
+        assert several["count_accuracy_of_several"] == pytest.approx(theirs["count"] / theirs["n count"])
 
 
 # The threshold
