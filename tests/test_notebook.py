@@ -7,10 +7,8 @@ from typing import Any
 
 import nbformat
 import pytest
-from training import train_here
+from training import train_adapter_here
 
-from qwenft.core.config import TrainConfig
-from qwenft.core.runs import Run
 from qwenft.train import launch
 
 ROOT = Path(__file__).parents[1]
@@ -44,17 +42,8 @@ def test_a_changed_cell_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_every_cell_of_the_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On few pictures, and with the training in this process: tests/test_python.py starts it as it is."""
-
-    def train_adapter(config: TrainConfig, *, root: Path, emit: Any) -> Run:
-        settings = config.model_dump(exclude={"name"}) | {"max_steps": 2}
-        status, run, events = train_here(root.absolute(), str(config.name), **settings)
-        for event in events:
-            emit(event)
-        assert status == 0
-        return run
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(launch, "train_adapter", train_adapter)
+    monkeypatch.setattr(launch, "train_adapter", train_adapter_here)
     names: dict[str, Any] = {}
     for kind, text in make_notebook.cells(make_notebook.SCRIPT.read_text(encoding="utf-8")):
         if kind == "code":

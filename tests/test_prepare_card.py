@@ -48,6 +48,17 @@ def test_a_split_without_a_box_and_a_split_with_a_hyphen_open_too(tmp_path: Path
     assert [row["objects"] for row in absent] == [[], []]
 
 
+def test_what_was_loaded_before_is_not_shown_for_another_data_set_of_the_name(tmp_path: Path, load) -> None:
+    """`datasets` looks for what it read before by the folder's last name, and does not look at the files."""
+    rows = good_rows(tmp_path / "source", 8)
+    for place, part in (("here", rows[:4]), ("here", rows[4:]), ("there", rows[4:])):
+        write_records(tmp_path / "source", part)
+        data = prepare_dataset("source", root=tmp_path, out=Path(place) / "mine", overwrite=True, val_fraction=0)
+        opened = load(data.path)["train"]
+        assert [row["query"] for row in opened] == [sample.query for sample in data.samples("train")]
+        assert {Path(row["image"].filename).parents[2] for row in opened} == {data.path}
+
+
 def test_a_prepared_data_set_is_prepared_again_from_its_own_lines(scenes: PreparedDataset, tmp_path: Path) -> None:
     again = prepare_dataset(str(scenes.path), out=tmp_path / "again")
     assert again.manifest.source["kind"] == "records"

@@ -27,8 +27,9 @@ def prepare(source: Path, root: Path, **options: Any) -> PreparedDataset:
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a data set by its relative path."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file of a data set by its relative path, but README.md, which bears a mark of its place."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "README.md")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 def mixed_source(folder: Path, count: int = 40) -> Path:

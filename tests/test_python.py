@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 import shutil
 from collections.abc import Iterator
 from importlib import import_module
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prepare_inputs import write_coco
+from training import train_adapter_here
 
 import qwenft
 from qwenft.core.samples import PreparedDataset
+from qwenft.train import launch
 
 ROOT = Path(__file__).parents[1]
 PLACE = {
@@ -75,6 +79,25 @@ def test_the_examples_of_the_public_functions_run_in_a_row(desk: Path) -> None:
         assert failures(test) == ""
         ran.append(name)
     assert set(ran) == PLACE
+
+
+def test_the_page_about_python_runs(
+    desk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder where data/mine and data/things are prepared; the training is in this process."""
+    monkeypatch.setattr(launch, "train_adapter", train_adapter_here)
+    if not (desk / "data" / "mine").exists():
+        qwenft.prepare_dataset("scenes", out=Path("data/mine"))
+    write_coco(desk / "things", count=6)
+    qwenft.prepare_dataset("things", export=["coco"])
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert len(names["losses"]) == 2 and len(names["boxes"]) == 1
+    assert "no run 'thrid'" in capsys.readouterr().out
+    assert len(names["things"]) == 6 - len(qwenft.open_dataset("things").samples("val"))
+    assert set(re.findall(r"^\| `(\w+)\(", page, re.MULTILINE)) <= set(qwenft.__all__)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

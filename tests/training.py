@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from qwenft.core.config import make_config
+from qwenft.core.config import TrainConfig, make_config
 from qwenft.core.devices import Devices
+from qwenft.core.events import Emit, ignore
 from qwenft.core.runs import Run
 from qwenft.train.mixture import open_mixture
 from qwenft.train.resume import newest_checkpoint
@@ -69,3 +70,13 @@ def end_at(monkeypatch: pytest.MonkeyPatch, update: int, how: BaseException | No
         return loss
 
     monkeypatch.setattr(AdapterTrainer, "training_step", counted)
+
+
+def train_adapter_here(config: TrainConfig, *, root: Path | None = None, emit: Emit = ignore) -> Run:
+    """`train_adapter` without a process of its own, two updates long: what stands around the call is what is tried."""
+    settings = config.model_dump(exclude={"name"}) | {"max_steps": 2}
+    status, run, events = train_here((root or Path.cwd()).absolute(), str(config.name), **settings)
+    for event in events:
+        emit(event)
+    assert status == 0
+    return run

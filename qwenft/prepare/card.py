@@ -4,8 +4,13 @@ The card names the files of each split.  ImageFolder takes a table whose `file_n
 and decodes the picture when its row is looked at (datasets 5.2, packaged_modules/folder_based_builder; docs:
 huggingface.co/docs/datasets/image_dataset).  Tables rather than our JSON lines: there types would be guessed split by
 split, and a split without any box would not fit the others.
+
+What the library read once it keeps under the folder's last name and the card's own configuration, with the pictures'
+full paths, and never asks whether the files are still those (datasets 5.2, load.py, LocalDatasetModuleFactory).  So the
+configuration's description is a mark of content and place: another data set of the name is read anew.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +18,7 @@ from typing import Any, Final
 
 import yaml
 
-from qwenft.core.files import write_whole
+from qwenft.core.files import sha256_of_file, write_whole
 from qwenft.core.samples import Manifest, Sample
 
 ROWS_AT_ONCE: Final = 1_000
@@ -44,9 +49,12 @@ def write_card(folder: Path, manifest: Manifest, samples_of: Mapping[str, Sequen
     names = split_names([split for split, samples in samples_of.items() if samples])
     for split, name in names.items():
         _write_table(folder / f"{name}.parquet", samples_of[split])
+    hashes = [sha256_of_file(folder / f"{name}.parquet") for name in names.values()]
+    mark = hashlib.sha256("\n".join([str(folder.resolve()), *hashes]).encode()).hexdigest()
     files = [{"split": name, "path": [f"{name}.parquet", PICTURES]} for name in names.values()]
     listed = {
         "config_name": "default",
+        "description": f"state {mark[:16]}",
         "data_files": files,
         "metadata_filenames": [f"{name}.parquet" for name in names.values()],
     }
