@@ -19,7 +19,7 @@ from qwenft.core.config import DataSource, load_config, make_config
 from qwenft.core.devices import Devices
 from qwenft.core.errors import DataError, UsageError
 from qwenft.core.events import eval_text, plan_rows, step_text
-from qwenft.core.runs import Contract
+from qwenft.core.runs import Contract, Run
 from qwenft.core.samples import TASKS, PreparedDataset
 from qwenft.core.steps import count_updates
 from qwenft.demo.scenes import write_scenes
@@ -31,6 +31,7 @@ from qwenft.train.losses import TaskLosses
 from qwenft.train.measure import measure
 from qwenft.train.mixture import Mixture, open_mixture, shares
 from qwenft.train.plan import make_plan
+from qwenft.train.worker import Job
 
 SIZES = st.lists(st.integers(1, 30), min_size=1, max_size=4)
 
@@ -167,6 +168,13 @@ def test_the_loss_of_a_task_is_the_mean_over_its_tokens() -> None:
     both = nnf.cross_entropy(logits[:, 19:-1].flatten(0, 1), labels[:, 20:].flatten())
     assert (2 * found[first] + found[caption]) / 3 == pytest.approx(float(both))
     assert losses.take() == {}
+
+
+def test_a_loss_of_a_task_that_is_no_number_is_written_as_text(tmp_path: Path) -> None:
+    channel = tmp_path / "channel"
+    job = Job(make_config({}, "a test"), (), Run(tmp_path), Devices("cpu", 1), channel, demo=False, dry_run=False)
+    job.report({"event": "step", "loss": 1.0, "loss_by_task": {"caption": math.nan, "grounding": 1.0}})
+    assert json.loads(channel.read_text())["loss_by_task"] == {"caption": "nan", "grounding": 1.0}
 
 
 def test_a_stopped_run_of_several_sets_with_changed_pictures_goes_on_exactly(

@@ -205,7 +205,7 @@ def _steps_text(steps: list[int]) -> str:
 def step_text(event: Event, total: int) -> str:
     """A training step in one line."""
     norm = event["grad_norm"]
-    by_task = "".join(f" {task} {value:.4f}" for task, value in event.get("loss_by_task", {}).items())
+    by_task = "".join(f" {task} {_number(value)}" for task, value in event.get("loss_by_task", {}).items())
     return (
         f"step {event['step']}/{total}  epoch {event['epoch']:.2f}  loss {_number(event['loss'])}"
         f"{f' ({by_task.strip()})' if by_task else ''}"

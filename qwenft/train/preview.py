@@ -37,7 +37,7 @@ def write_preview(run: Run, order: PictureOrder, data: TrainingData, report: Emi
 
 
 def draw_encoded(item: Encoded, encoder: Encoder) -> Image.Image:
-    """A sample as the model is given it, with its boxes and, below, what is asked and what is to be answered."""
+    """A sample as the model is given it, with its boxes and, below, what is to be answered and what is asked."""
     picture = picture_of(item.picture, encoder.processor.image_processor)
     target, boxes = target_of(item, encoder)
     factor = SIDE_PX / max(picture.size)
@@ -50,8 +50,8 @@ def draw_encoded(item: Encoded, encoder: Encoder) -> Image.Image:
         pen.rectangle((x1, y1, x2, y2), outline=colour, width=2)
         if several:
             label(pen, (x1, y1), *_drawable(box.label), colour)
-    text, font = _drawable(f"{item.prompt} -> {f'{len(boxes)} drawn' if boxes else target}")
-    return with_caption(shown, text, font)
+    answer = f"{len(boxes)} box{'es' if len(boxes) > 1 else ''}" if boxes else target
+    return with_caption(shown, *_drawable(f"{answer} <- {item.prompt}"))
 
 
 def target_of(item: Encoded, encoder: Encoder) -> tuple[str, tuple[FoundBox, ...]]:

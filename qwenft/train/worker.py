@@ -136,10 +136,11 @@ class Job:
 
 def _finite(event: Event) -> dict[str, Any]:
     """NaN and infinity are no JSON: a loss that is one is written as text."""
-    return {
-        key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in event.items()
-    }
+    found: dict[str, Any] = {}
+    for key, value in event.items():
+        broken = isinstance(value, float) and not math.isfinite(value)
+        found[key] = str(value) if broken else _finite(value) if isinstance(value, dict) else value
+    return found
 
 
 def main(arguments: list[str]) -> int:
