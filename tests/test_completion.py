@@ -51,6 +51,8 @@ LINES = [
     ("data sets", "qwenft train --data ", ["phones", "photos"]),
     ("data sets of eval", "qwenft eval --data pho", ["phones", "photos"]),
     ("data sets of steps", "qwenft steps --data phot", ["photos"]),
+    ("data sets behind a comma", "qwenft train --data photos,pho", ["photos,phones", "photos,photos"]),
+    ("a run to show on a page", "qwenft app --run f", ["first"]),
     ("a folder that is none of them", "qwenft train --data pic", ["pictures/"]),
     ("a setting", "qwenft config learn", ["learning_rate"]),
     ("a setting to change", "qwenft train epo", ["epochs=", "epochs=1.0"]),

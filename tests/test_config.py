@@ -83,7 +83,8 @@ def test_overrides_are_read_as_meant(override: str, key: str, value: object) -> 
     [
         ({"learning_rte": 1}, "unknown setting 'learning_rte'", "'learning_rate'"),
         ({"batchsize": 1}, "unknown setting 'batchsize'", "'batch_size'"),
-        ({"zzz": 1}, "unknown setting 'zzz'", "known: "),
+        ({"lr": 1}, "unknown setting 'lr'", "'learning_rate'"),
+        ({"zzz": 1}, "unknown setting 'zzz'", "qwenft config"),
         ({"rank": 0}, "rank: .*greater than 0, got 0", ""),
         ({"rank": "many"}, "rank: .*integer.*got 'many'", ""),
         ({"epochs": "nan"}, "epochs: ", ""),

@@ -14,11 +14,12 @@ def complete_run(incomplete: str) -> list[str]:
 
 
 def complete_data(incomplete: str) -> list[str]:
-    """Prepared data sets under data/, by name; folders once a path is begun."""
+    """Prepared data sets under data/, by name, also behind a comma; folders once a path is begun."""
     from qwenft.core.samples import prepared_under
 
+    before, comma, begun = incomplete.rpartition(",")
     names = (path.name for path in prepared_under(Path.cwd() / "data"))
-    return [name for name in names if name.startswith(incomplete)] or _folders(incomplete)
+    return [f"{before}{comma}{name}" for name in names if name.startswith(begun)] or _folders(incomplete)
 
 
 def complete_setting(incomplete: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The settings of a run: one documented pydantic model, filled from YAML and key=value overrides."""
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,12 +20,14 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from qwenft.core.boxes import FACTOR
-from qwenft.core.errors import ConfigError, nearest
+from qwenft.core.errors import ConfigError
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 TINY = "tiny"
 """Name of the embedded model."""
 PART_NAMES = ("language", "merger", "vision")
+SHORT: Final = {"lr": "learning_rate", "bs": "batch_size", "accum": "accumulation", "r": "rank"}
+"""What others call a setting."""
 
 
 class _Settings(BaseModel):
@@ -302,7 +305,8 @@ def make_config(values: Mapping[str, Any], origin: str) -> TrainConfig:
             key = ".".join(str(part) for part in item["loc"] if not str(part).startswith(("tuple[", "str")))
             if item["type"] == "extra_forbidden":
                 lines.append(f"unknown setting {key!r} ({origin})")
-                hint = nearest(key, fields)
+                near = difflib.get_close_matches(SHORT.get(key, key), fields, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "qwenft config"
             else:
                 message = item["msg"].removeprefix("Value error, ").replace("Input should", "should")
                 lines.append(f"{key}: {message}, got {item['input']!r} ({origin})" if key else message)

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from qwenft.core.config import TrainConfig, setting_fields, setting_schema
+from qwenft.core.config import SHORT, TrainConfig, setting_fields, setting_schema
 from qwenft.core.errors import ConfigError
-from qwenft.core.usage import SHORT
 
 _KINDS: Final = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
 _BOUNDS: Final = {

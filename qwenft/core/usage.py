@@ -7,10 +7,6 @@ from typing import Any, Final
 
 from qwenft.core.errors import UsageError
 
-SHORT = {"lr": "learning_rate", "bs": "batch_size", "accum": "accumulation", "r": "rank"}
-"""What others call a setting."""
-
-
 _CHOICE: Final = re.compile(r"invalid value for '(?P<option>--[\w-]+)': '(?P<value>.*)' is not one of (?P<known>.*)")
 
 
@@ -85,7 +81,7 @@ def _nearest_option(option: str, words: Sequence[str], context: Any) -> str:
         for word in param.opts
     }
     if context.info_name == "train":
-        from qwenft.core.config import setting_fields  # pydantic and yaml, so only here
+        from qwenft.core.config import SHORT, setting_fields  # pydantic and yaml, so only here
 
         known = {key: f"{key}=" for key in setting_fields()} | known
         name = SHORT.get(name, name)
