@@ -111,8 +111,8 @@ def _panel(gr: Any, name: str) -> tuple[Any, ...]:
             label="Raw answer", lines=2, max_lines=8, interactive=False, buttons=["copy"], elem_classes="raw"
         )
         with gr.Row():
-            drawn = gr.DownloadButton("Picture", size="sm", interactive=False, min_width=80)
-            coco = gr.DownloadButton("COCO", size="sm", interactive=False, min_width=80)
+            drawn = gr.DownloadButton("Download picture", size="sm", interactive=False, min_width=100)
+            coco = gr.DownloadButton("Download COCO", size="sm", interactive=False, min_width=100)
     return picture, words, text, drawn, coco
 
 

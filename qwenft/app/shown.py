@@ -45,8 +45,8 @@ def escaped(text: str) -> str:
 
 def problem(error: QwenftError) -> str:
     """An error for the page, as HTML."""
-    hint = f" <span>Try: {escaped(error.hint)}</span>" if error.hint else ""
-    return f'<p class="problem" role="alert">Not answered: {escaped(str(error))}.{hint}</p>'
+    hint = f" ({error.hint})" if error.hint else ""
+    return f'<p class="problem" role="alert">Not answered: {escaped(f"{error}{hint}")}</p>'
 
 
 def above(answer: Prediction, threshold: float) -> Prediction:
