@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from qwenft.core.boxes import FACTOR
-from qwenft.core.errors import ConfigError
+from qwenft.core.errors import ConfigError, nearest
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-VL-3B-Instruct"
 TINY = "tiny"
