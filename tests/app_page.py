@@ -14,9 +14,12 @@ import pytest
 
 from qwenft.app.run import Served, serve_page
 from qwenft.core.predictions import Detected, Prediction, Question
-from qwenft.core.runs import Contract
+from qwenft.core.runs import Contract, Threshold
 
-CONTRACT = Contract("tiny", "c" * 64, "w" * 64, 3136, 50176, tasks=("grounding",), data="scenes")
+CONTRACT = Contract(
+    "tiny", "c" * 64, "w" * 64, 3136, 50176, tasks=("grounding",), data="scenes",
+    thresholds={"grounding": Threshold(0.259, "scenes", "val", 30)},
+)  # fmt: skip
 
 
 @dataclass

@@ -120,6 +120,12 @@ def test_the_threshold_hides_boxes_without_asking_the_model_again(visitor: Visit
     assert len(model.asked) == 2
 
 
+def test_the_threshold_begins_where_eval_put_it(visitor: Visitor) -> None:
+    (slider,) = [part for part in json.loads(visitor.get("/config"))["components"] if part["type"] == "slider"]
+    assert slider["props"]["value"] == 0.25  # of 0.259: a box that stands on it is shown
+    assert slider["props"]["info"] == "0.25 was chosen on scenes/val."
+
+
 def test_a_caption_has_words_and_no_coco_file(visitor: Visitor, model: Scripted) -> None:
     _, path = visitor.upload(png())
     adapter, _ = panels(visitor.ask(path, "left over", "caption"))
@@ -228,6 +234,15 @@ def test_no_file_outside_the_upload_folder_is_readable(visitor: Visitor, scenes:
     assert status == 403 and b"root:" not in said
     status, said = visitor.join("ask", file_of(path), "the dog", "grounding", 0)
     assert (status, said) == (403, b"a file that was not uploaded is not read\n")
+
+
+def test_gradio_itself_reads_no_other_file_where_the_gate_would_sleep(
+    visitor: Visitor, scenes: PreparedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "_names_foreign_file", lambda *_: False)
+    picture = scenes.picture_path(scenes.samples("val")[0])
+    with pytest.raises(AssertionError, match="'success': False"):
+        visitor.ask(str(picture), "the dog")
 
 
 @pytest.mark.parametrize(

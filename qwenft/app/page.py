@@ -1,14 +1,16 @@
 """The page itself: fields, panels and what happens between them; gradio is loaded when it is built."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from qwenft.app.ask import MAX_PIXELS, MAX_TEXT, Asker, Example, question_of
 from qwenft.app.shown import Shown, escaped, problem, show
+from qwenft.core.answer import Task
 from qwenft.core.errors import DataError, QwenftError
 from qwenft.core.predictions import Prediction
-from qwenft.core.samples import TASKS
+from qwenft.core.samples import TASKS, as_task
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -47,7 +49,7 @@ def build_page(asker: Asker, examples: Sequence[Example], folder: Path) -> "gr.B
             with gr.Column(scale=2, min_width=300):
                 picture, text, task, button, said = _fields(gr, asker)
             with gr.Column(scale=2 * len(asker.names) + 1, min_width=300):
-                threshold = gr.Slider(0, 1, 0, step=0.01, label="Hide boxes with a score under")
+                threshold = _threshold(gr, asker)
                 with gr.Row():
                     panels = [_panel(gr, name) for name in asker.names]
         if examples:
@@ -69,13 +71,12 @@ def build_page(asker: Asker, examples: Sequence[Example], folder: Path) -> "gr.B
 def _about(asker: Asker) -> str:
     said = asker.chosen.text()
     return (
-        f"<h1>qwenft</h1><p>{escaped(said[0].upper() + said[1:])}. Boxes are in pixels of your picture. A score is the "
-        "geometric mean of the probabilities of the coordinates' tokens.</p>"
+        f"<h1>qwenft</h1><p>{escaped(said[0].upper() + said[1:])}. Boxes are in pixels of your picture. A score is "
+        "how sure the model is of a box, from 0 to 1.</p>"
     )
 
 
 def _fields(gr: Any, asker: Asker) -> tuple[Any, ...]:
-    trained = asker.adapted.contract.tasks
     picture = gr.Image(
         label="Picture", placeholder=f"Drop a picture here or click\nat most {MAX_PIXELS // 10**6} million px",
         type="filepath", image_mode=None, sources=["upload", "clipboard"], height=300, buttons=["fullscreen"],
@@ -84,8 +85,22 @@ def _fields(gr: Any, asker: Asker) -> tuple[Any, ...]:
         label="What to find", placeholder="the dog", info="For detection: cat, dog. For a caption: nothing.",
         max_length=MAX_TEXT, lines=1, max_lines=3,
     )  # fmt: skip
-    task = gr.Radio(list(TASKS), value=trained[0] if trained else TASKS[0], label="Task")
+    task = gr.Radio(list(TASKS), value=_first_task(asker), label="Task")
     return picture, text, task, gr.Button("Ask", variant="primary"), gr.HTML(visible=False)
+
+
+def _first_task(asker: Asker) -> Task:
+    """What is asked unless another task is chosen: the one that was learned."""
+    learned = asker.adapted.contract.tasks
+    return as_task(learned[0]) if learned else TASKS[0]
+
+
+def _threshold(gr: Any, asker: Asker) -> Any:
+    """It begins where `predict` would: at what `eval` chose, to the hundredth below."""
+    kept = asker.adapted.contract.thresholds.get(_first_task(asker))
+    chosen = math.floor(kept.score * 100) / 100 if kept else 0
+    info = f"{chosen} was chosen on {kept.chosen_on}." if kept else None
+    return gr.Slider(0, 1, chosen, step=0.01, label="Hide boxes with a score under", info=info)
 
 
 def _offered(gr: Any, examples: Sequence[Example], fields: list[Any]) -> None:

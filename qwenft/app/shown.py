@@ -3,7 +3,7 @@
 import html
 import json
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,19 +49,12 @@ def problem(error: QwenftError) -> str:
     return f'<p class="problem" role="alert">Not answered: {escaped(f"{error}{hint}")}</p>'
 
 
-def above(answer: Prediction, threshold: float) -> Prediction:
-    """The same answer with the boxes whose score is not under the threshold; one without a score stays."""
-    return replace(
-        answer, objects=tuple(item for item in answer.objects if item.score is None or item.score >= threshold)
-    )
-
-
 def show(answer: Prediction, threshold: float, folder: Path, who: str) -> Shown:
     """Draw an answer and write its files into a new folder under `folder`.
 
     who: goes into the files' names.  Raises DataError where the picture is gone.
     """
-    kept = above(answer, threshold)
+    kept = answer.above(threshold)
     place = Path(tempfile.mkdtemp(dir=folder))
     stem = f"{Path(answer.question.shown_image).stem[:100]}-{who}"
     upright = open_upright(answer.question.image)
