@@ -17,7 +17,7 @@ from qwenft.evaluate.run import evaluate_run
 from qwenft.model.fetch import TINY_FOLDER
 from qwenft.predict.draw import READABLE_PX
 from qwenft.predict.find import find
-from qwenft.predict.generate import Predictor
+from qwenft.predict.generate import Predictor, _scores
 from qwenft.predict.inputs import make_questions
 from qwenft.prepare.build import prepare_dataset
 from qwenft.prepare.pictures import open_upright
@@ -87,7 +87,7 @@ def test_a_batch_answers_as_one_by_one(predictor: Predictor, scenes: PreparedDat
         assert a.objects[0].score == pytest.approx(b.objects[0].score, rel=1e-3)
 
 
-def test_a_score_is_the_mean_probability_of_the_coordinate_digits(
+def test_a_score_is_the_mean_probability_of_the_digits_times_that_of_a_box_at_all(
     predictor: Predictor, plain: tuple, scenes: PreparedDataset
 ) -> None:
     question = Question.of(scenes.samples("train")[0], scenes.path)
@@ -102,14 +102,35 @@ def test_a_score_is_the_mean_probability_of_the_coordinate_digits(
             mm_token_type_ids=(ids == model.config.image_token_id).int(),
         ).logits[0]  # fmt: skip
     start, end = read_answer(found.text).objects[0].span
-    at, logs = 0, []
+    at, digits, lead = 0, [], []
     for position, token in enumerate(answer):
         piece = processor.decode([token])
+        log = torch.log_softmax(logits[len(asked.input_ids) + position - 1], -1)[token].item()
         if start < at + len(piece) and at < end and any(c.isdigit() for c in piece):
-            logs.append(torch.log_softmax(logits[len(asked.input_ids) + position - 1], -1)[token].item())
+            digits.append(log)
+        elif at + len(piece) <= start:
+            lead.append(log)
         at += len(piece)
     assert at == len(found.text)
-    assert found.objects[0].score == pytest.approx(torch.tensor(logs).mean().exp().item(), rel=1e-3)
+    expected = torch.tensor(digits).mean().exp() * torch.tensor(lead).min().exp()
+    assert found.objects[0].score == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_each_box_is_scored_by_its_own_choice_and_its_own_digits() -> None:
+    """Read from the parts of an answer: [, {, numbers, label, then a comma or the end."""
+    parts = [
+        ("[{", 0.8), ('"bbox_2d": [', 1.0), ("10, 20, ", 0.9), ("30, 40", 0.4), ("], ", 1.0), ('"label": "a"', 0.1),
+        ("}, {", 0.5), ('"bbox_2d": [', 1.0), ("1, 2, 3, 4", 0.7), ('], "label": "b"}]', 0.2),
+    ]  # fmt: skip
+    pieces, probs = [piece for piece, _ in parts], [prob for _, prob in parts]
+    text = "".join(pieces)
+    spans = [found.span for found in read_answer(text).objects]
+    expected = [0.8 * (0.9 * 0.4) ** 0.5, 0.5 * 0.7]
+    assert _scores(text, pieces, probs, spans) == pytest.approx(expected)
+    assert _scores(text, pieces, probs, [spans[1], None, spans[0]])[1] is None
+    prose = ["The dog is ", "at ", "(1, 2), ", "(30, 40)", "."]
+    span = read_answer("".join(prose)).objects[0].span
+    assert _scores("".join(prose), prose, [0.5, 0.3, 1.0, 1.0, 0.1], [span]) == pytest.approx([0.3])
 
 
 def test_find_draws_and_answers_for_folders_and_globs(scenes: PreparedDataset, tmp_path: Path) -> None:

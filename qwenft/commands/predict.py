@@ -56,7 +56,7 @@ def predict(
     ] = None,
     score: Annotated[
         Score,
-        typer.Option("--score", help="tokens: how sure of the coordinates; yes-no: the model asked back per box."),
+        typer.Option("--score", help="tokens: of the answer's own tokens; yes-no: the model asked back per box."),
     ] = Score.tokens,
     threshold: Annotated[
         float | None,
@@ -71,7 +71,7 @@ def predict(
 ) -> None:
     """Find TEXT in pictures; boxes are in pixels of each file as a viewer shows it.
 
-    A score is the geometric mean of the probabilities of the coordinates' tokens.
+    A score is how sure the model is that there is a box, times how sure of its coordinates.
 
     A line of stdin is a path, an address, or JSON: {"image": ..., "query": ...}.
 

@@ -396,8 +396,16 @@ def _tidy(objects: tuple[FoundBox, ...], status: Status, how: str) -> Answer:
     return Answer("salvaged" if repairs and status == "ok" else status, tuple(kept.values()), how)
 
 
-def score_of(token_probabilities: Sequence[float]) -> float | None:
-    """Geometric mean of the coordinate tokens' probabilities, in (0, 1]; None where there is none."""
-    if not token_probabilities:
+def score_of(coordinates: Sequence[float], lead: Sequence[float] = ()) -> float | None:
+    """How sure that there is a box times how sure of where, in (0, 1]; None where no coordinate was measured.
+
+    coordinates: probabilities of the tokens with its digits; their geometric mean is taken.  lead: of the tokens that
+    lead to it, among them the choice between a box and none, or a further one and the end; the least sure one counts.
+
+    >>> score_of([0.9, 0.9]), score_of([1.0, 1.0], lead=[1.0, 0.5, 1.0])
+    (0.9, 0.5)
+    """
+    if not coordinates:
         return None
-    return math.exp(sum(math.log(max(p, 1e-12)) for p in token_probabilities) / len(token_probabilities))
+    where = math.exp(sum(math.log(max(p, 1e-12)) for p in coordinates) / len(coordinates))
+    return where * max(min(lead, default=1.0), 1e-12)

@@ -13,7 +13,7 @@ PredictionStatus = Status | Literal["error"]
 """What an answer says, or `error`: nothing was answered, since the picture cannot be read."""
 STATUSES: Final[tuple[PredictionStatus, ...]] = (*get_args(Status), "error")
 SCORES: Final = ("tokens", "yes-no")
-"""Where a score comes from: the coordinates' probabilities, or the model asked back about each box."""
+"""Where a score comes from: the probabilities of the answer's tokens, or the model asked back about each box."""
 
 
 @dataclass(frozen=True, slots=True)

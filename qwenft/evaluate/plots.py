@@ -143,6 +143,6 @@ def _ranked_charts(task: str, ranked: Mapping[str, Ranked]) -> list[Chart]:
             f"Scores, {task}",
             histogram(boxes, x_name="score", y_name="boxes", stacked=True),
             [(item.colour, item.name) for item in boxes],
-            "geometric mean of the coordinate tokens' probabilities",
+            "how sure that there is a box, times how sure of where",
         ),
     ]

@@ -362,13 +362,14 @@ class Predictor:
         if loops(answer.tokens):
             read = Answer("salvaged" if read.objects else "unparsable", read.objects, LOOP)
         image_wh, input_wh = asked.picture.image_wh, asked.picture.input_wh
+        scores = _scores(text, pieces, answer.probabilities, [found.span for found in read.objects])
         objects = tuple(
             Detected(
                 clip(to_image_px(found.box_xyxy, image_wh, input_wh), image_wh),
                 found.label.strip(),  # a token often begins with the space before its word
-                score_of(_within(pieces, answer.probabilities, found.span)) if found.span else None,
+                score,
             )
-            for found in read.objects
+            for found, score in zip(read.objects, scores, strict=True)
         )
         return self._prediction(question, read.status, objects, text=text, prompt=asked.prompt, how=read.how)
 
@@ -422,11 +423,24 @@ def _pieces(tokenizer: Any, tokens: list[int]) -> list[str]:
     return pieces
 
 
-def _within(pieces: list[str], probs: list[float], span: tuple[int, int]) -> list[float]:
-    """Probabilities of the tokens with a digit inside a span of characters."""
-    inside, at = [], 0
-    for piece, prob in zip(pieces, probs, strict=False):
-        if span[0] < at + len(piece) and at < span[1] and any(c.isdigit() for c in piece):
-            inside.append(prob)
-        at += len(piece)
-    return inside
+def _scores(
+    text: str, pieces: list[str], probs: list[float], spans: Sequence[tuple[int, int] | None]
+) -> list[float | None]:
+    """The score of each box; spans: where its numbers stand in the text, in characters.
+
+    What leads to a box begins with the answer or where the box before is closed: at its "}", if there is one.
+    """
+    starts = [0]
+    for piece in pieces:
+        starts.append(starts[-1] + len(piece))
+    places = list(zip(starts, pieces, probs, strict=False))
+    found: dict[tuple[int, int], float | None] = {}
+    before = 0
+    for start, end in sorted({span for span in spans if span}):
+        opens = max(text.rfind("}", before, start), before)
+        inside = [(at, piece, prob) for at, piece, prob in places if at < end and opens < at + len(piece)]
+        coordinates = [prob for at, piece, prob in inside if start < at + len(piece) and any(map(str.isdigit, piece))]
+        lead = [prob for at, piece, prob in inside if at + len(piece) <= start]
+        found[start, end] = score_of(coordinates, lead)
+        before = end
+    return [found[span] if span else None for span in spans]
