@@ -303,7 +303,7 @@ def test_a_closed_port_fails_at_once_and_names_the_ways_out(tmp_path: Path) -> N
         answers = run(JOBS_SCRIPT, url, tmp_path, given=jobs)
     for answer in answers.values():
         assert answer["message"] == f"cannot reach {url} (Connection refused)"
-        assert "--hf-endpoint https://hf-mirror.com" in answer["hint"]
+        assert "export HF_ENDPOINT=https://hf-mirror.com" in answer["hint"]
         assert "HF_HUB_OFFLINE=1" in answer["hint"]
         assert answer["seconds"] < FOUND_WITHIN_S
 

@@ -166,7 +166,7 @@ class hub_errors:  # noqa: N801  (reads as the `with` statement it is)
             ),
             ("FileMetadataError", "JSONDecodeError"): HubError(
                 f"{self.access.endpoint} does not speak the hub's protocol: its answer for {self.repo} is no hub's",
-                hint=f"check --hf-endpoint (for example {MIRROR}), or a proxy between here and there",
+                hint=f"export HF_ENDPOINT={MIRROR}, or look for a proxy between here and there",
             ),
             **({("OSError",): broken_off} if "Consistency check failed" in first else {}),
         }
@@ -180,10 +180,9 @@ class hub_errors:  # noqa: N801  (reads as the `with` statement it is)
         if "GatedRepoError" in names or status == 403:
             return self._gated()
         if "RepositoryNotFoundError" in names or status == 401:
-            login = "--send-token" if self.access.token is False else "hf auth login"
             return HubError(
                 f"{endpoint} has no {what}, or it is private",
-                hint=f"check the spelling (owner/name) at {self._page()}; for a private one: {login}",
+                hint=f"check the spelling (owner/name) at {self._page()}; for a private one: {self._login()}",
             )
         if status == 404:
             return HubError(f"{endpoint} lacks a file of the {what} (HTTP 404)", hint="check --revision and the id")
@@ -201,8 +200,14 @@ class hub_errors:  # noqa: N801  (reads as the `with` statement it is)
         return HubError(
             f"the {self.kind} {self.repo} is gated: its owner lets in only those who asked"
             + (" (no token was sent to the mirror)" if withheld else ""),
-            hint=f"ask for access at {self._page()}, then: {'--send-token' if withheld else 'hf auth login'}",
+            hint=f"ask for access at {self._page()}, then: {self._login()}",
         )
+
+    def _login(self) -> str:
+        """How the hub comes to know who asks: a mirror gets a token only from `prepare`, where it is told to."""
+        if self.access.token is not False:
+            return "hf auth login"
+        return "--send-token" if self.kind == "data set" else "unset HF_ENDPOINT"
 
     def _page(self) -> str:
         return f"{PUBLIC_HUB}/{'datasets/' if self.kind == 'data set' else ''}{self.repo}"
@@ -230,7 +235,7 @@ def unreachable(access: HubAccess, reason: str) -> HubError:
     other = PUBLIC_HUB if access.endpoint == MIRROR else MIRROR
     return HubError(
         f"cannot reach {access.endpoint} ({reason})",
-        hint=f"--hf-endpoint {other} asks another host; HF_HUB_OFFLINE=1 takes what the cache already holds",
+        hint=f"export HF_ENDPOINT={other} asks another host; HF_HUB_OFFLINE=1 takes what the cache already holds",
     )
 
 
