@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback_hub import LoopbackHub, environment, make_refcocog, serving
+from loopback_hub import LoopbackHub, environment, make_refcocog, refcocog_folder, serving
 from prepare_inputs import good_rows, lines, write_records
 
 from qwenft.core.files import write_jsonl
@@ -90,6 +90,7 @@ JOBS: list[tuple[str, str, int | None, Mapping[str, Any]]] = [
     *((name, f"o/{name}", None, {}) for name in OTHERS),
     *((f"{name} small", f"o/{name}_small", 100, {}) for name in OTHERS),
     ("image_folder limit", "o/image_folder_limit", None, {"limit": 2}),
+    ("published", "Kangheng/refcocog", None, {}),
 ]
 
 
@@ -132,6 +133,7 @@ def done(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Don
     for name, make in OTHERS.items():
         folder = make(tmp_path_factory.mktemp(name))
         folders |= {f"datasets/o/{name}{tail}": folder for tail in ("", "_small", "_limit")}
+    folders["datasets/Kangheng/refcocog"] = refcocog_folder(tmp_path_factory.mktemp("refcocog"))
     root, third = tmp_path_factory.mktemp("root"), "data/train-00002-of-00004.parquet"
     with serving(folders) as hub:
         hub.faults.cut, hub.faults.wrong_bytes = {f"o/cut/{third}"}, {f"o/wrong/{third}": 9}
@@ -157,6 +159,17 @@ def run(hub: LoopbackHub, root: Path, jobs: Any, **variables: str) -> dict[str, 
 def local(source: Path, root: Path, **options: Any) -> list[Any]:
     data = prepare_dataset(str(source), root=root, out=Path("local/set"), **options)
     return [[*data.samples(split)] for split in data.manifest.splits]
+
+
+def test_the_published_data_set_gives_the_same_as_its_folder_and_is_called_a_benchmark(
+    done: Done, tmp_path: Path
+) -> None:
+    fetched = PreparedDataset.open(done.root / "published" / "set")
+    assert done.content("published") == local(refcocog_folder(tmp_path / "source"), tmp_path)
+    about = fetched.manifest.source
+    commit = done.hub.commit("datasets/Kangheng/refcocog")
+    assert (about["kind"], about["id"], about["revision"]) == ("hub", "Kangheng/refcocog", commit)
+    assert any(note.startswith("Kangheng/refcocog is a benchmark") for note in fetched.manifest.notes)
 
 
 def test_a_limit_fetches_no_more_files_than_its_rows_lie_in(done: Done, source: Path, tmp_path: Path) -> None:

@@ -118,6 +118,30 @@ def test_all_breakage_at_once_is_counted_by_reason(tmp_path: Path) -> None:
     )
 
 
+def test_half_a_character_rejects_what_it_stands_in(tmp_path: Path) -> None:
+    """JSON can spell it, no UTF-8 file can hold it."""
+    rows = good_rows(tmp_path / "set", 12)
+    bad = [{**rows[3], "expression": "half \ud83d"}, {**rows[4], "split": "\udc80"}, {**rows[5], "image": "\ud800.png"}]
+    text = "".join(json.dumps({"split": "train", **row}) + "\n" for row in [*rows, *bad])
+    (tmp_path / "set" / "train.jsonl").write_text(text)
+    data = prepare(tmp_path / "set", tmp_path)
+    rejected = lines(data.path / "rejected.jsonl")
+    assert data.manifest.counts["samples"] == 12
+    assert [row["reason"] for row in rejected] == ["picture-missing", "text-broken", "text-broken"]
+    assert rejected[1]["row"]["expression"] == "half \\ud83d"
+
+
+def test_half_a_character_in_a_label_rejects_its_object(tmp_path: Path) -> None:
+    rows = good_rows(tmp_path / "set", 6)
+    objects = [[{"bbox": row["bbox"], "label": "cup"}] for row in rows]
+    objects[2].append({"bbox": rows[2]["bbox"], "label": "\ud83d"})
+    text = [{"image": row["image"], "objects": found} for row, found in zip(rows, objects, strict=True)]
+    (tmp_path / "set" / "train.json").write_text(json.dumps(text))
+    data = prepare(tmp_path / "set", tmp_path)
+    assert data.manifest.counts["objects"] == 6 and data.manifest.counts["samples"] == 6
+    assert [row["reason"] for row in lines(data.path / "rejected.jsonl")] == ["text-broken"]
+
+
 def test_every_reason_has_a_sentence() -> None:
     assert set(EXPLANATIONS) == set(Reason)
 

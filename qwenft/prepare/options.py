@@ -42,7 +42,7 @@ def check_counts(dataset: str, *, limit: int | None, num_proc: int, preview: int
     for option, value, least in (("limit", limit, 1), ("num-proc", num_proc, 1), ("preview", preview, 0)):
         if value is not None and value < least:
             hint = f"qwenft prepare --dataset {dataset} --{option} {least}"
-            raise UsageError(f"--{option} must be at least {least}, got {value}", hint=hint)
+            raise UsageError(f"'--{option}' must be at least {least}, got {value}", hint=hint)
 
 
 def check_choices(val_fraction: float, output_format: str, exif: str, forms: Sequence[str]) -> None:
