@@ -177,3 +177,4 @@ def test_what_is_wrong_with_a_picture_is_said_where_it_was_asked(
     (tmp_path / "large.png").write_bytes(b"\0" * (33 * 2**20))
     tab.page.set_input_files("input[type=file]", str(tmp_path / "large.png"))
     tab.page.get_by_text("exceed the maximum allowed size of 32.0 Mb", exact=False).first.wait_for()
+    assert tab.page.locator(".said").count() == 0
