@@ -235,13 +235,14 @@ def test_the_settings_are_printed_as_a_file_that_train_takes(desk: Path, say: Ca
     (desk / "all.yaml").write_text(said.out)
     assert load_config(desk / "all.yaml") == TrainConfig()
     assert all("  # " in line for line in said.out.splitlines())
-    assert said.err == "next: qwenft train --config my.yaml\n"
+    assert said.err == "next: qwenft config > my.yaml; qwenft train --config my.yaml\n"
     assert json.loads(say("config --json").out).keys() == setting_fields().keys()
 
 
 def test_one_setting_is_explained_also_by_what_others_call_it(desk: Path, say: Callable[[str], Said]) -> None:
     rows = dict(line.split("\t") for line in say("config lr").out.splitlines())
     assert (rows["setting"], rows["default"], rows["allowed"]) == ("learning_rate", "0.0001", "a number above 0")
+    assert "augment.scale, augment.crop" in say("config augment").err
     (desk / "runs" / "first" / "config.yaml").write_text("learning_rate: 3e-3\nparts: [language, vision]\n")
     assert json.loads(say("config lr --from first --json").out)["value"] == 0.003
     rows = dict(line.split("\t") for line in say("config parts --from first").out.splitlines())

@@ -150,6 +150,8 @@ def test_the_card_names_the_budget_and_no_folder_of_this_machine(merged: Exporte
         card = (Path(made.path) / "README.md").read_text()
         assert card.startswith(f"---\nlibrary_name: {library}\n")
         assert card.count("library_name:") == 1
+        assert (": a LoRA adapter merged into tiny" in card) is (made is merged)
+        assert "--run" not in card and ("qwenft predict photo.jpg" in card) is (made is merged)
         assert f'"min_pixels": {BUDGET[0]}, "max_pixels": {BUDGET[1]}' in card
         assert str(Path(made.path).parent) not in card
         assert str(TINY_FOLDER.parent) not in card
@@ -353,7 +355,7 @@ def test_a_card_shows_no_folder_of_the_machine_that_trained(tmp_path: Path, root
     shown = (tmp_path / "README.md").read_text()
     assert "/data" not in shown
     assert "base_model" not in shown
-    assert "adapter for mine\n" in shown
+    assert "adapter merged into mine\n" in shown
     assert "data: 'faces'  # Prepared data set, min/max https://example.org/a/b" in shown
     write_card(tmp_path, card, replace(contract, base=DEFAULT_MODEL), {}, merged=True)
     assert f"\nbase_model: {DEFAULT_MODEL}\n" in (tmp_path / "README.md").read_text()

@@ -1,5 +1,6 @@
 """`qwenft config`: the settings, explained."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -41,4 +42,5 @@ def config(
             screen.result({one.name: one.to_json() for one in all_settings(values)})
         else:
             typer.echo(to_yaml(values or TrainConfig()), nl=False)
-            screen.hint("qwenft train --config my.yaml")
+            source = f"--from {shlex.quote(from_run)} " if from_run is not None else ""
+            screen.hint(f"qwenft config {source}> my.yaml; qwenft train --config my.yaml")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from qwenft.core.config import SHORT, TrainConfig, setting_fields, setting_schema
+from qwenft.core.config import GROUPS, SHORT, TrainConfig, setting_fields, setting_schema
 from qwenft.core.errors import ConfigError
 
 _KINDS: Final = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
@@ -66,6 +66,9 @@ def explain(name: str, config: TrainConfig | None = None) -> Setting:
     wanted = name.strip().lstrip("-").replace("-", "_")
     settings = {setting.name: setting for setting in all_settings(config)}
     wanted = SHORT.get(wanted, wanted)
+    if wanted in GROUPS:
+        inside = [f"{wanted}.{key}" for key in GROUPS[wanted].model_fields]
+        raise ConfigError(f"{wanted} has settings of its own: {', '.join(inside)}", hint=f"qwenft config {inside[0]}")
     if wanted not in settings:
         near = difflib.get_close_matches(wanted, settings, n=1)
         raise ConfigError(f"there is no setting {name!r}", hint=f"qwenft config {near[0]}" if near else "qwenft config")

@@ -29,6 +29,8 @@ IMAGE_SETTINGS: Final = ("preprocessor_config.json", "processor_config.json")
 TOKEN_KEYS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FOLDERS: Final = re.compile(r"(?<![\w.:/~])(?:/|~/)(?:[^\s/`'\"]+/)+([^\s/`'\"]+)")
 """A path of the machine that trained: a card shows the last name alone."""
+_ASKED: Final = re.compile(r"^( {4}qwenft predict .*)--run .*\n+", re.MULTILINE)
+"""How the run is asked where it was trained."""
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -86,6 +88,9 @@ def write_card(folder: Path, card: str, contract: Contract, commands: Mapping[st
     if is_hub_id(contract.base):  # the hub refuses a card whose base is none of its ids
         lines.insert(0, f"base_model: {contract.base}")
     front = "\n".join(["---", f"library_name: {library}", *lines, "---"])
+    body = _ASKED.sub(r"\1--model FOLDER" if merged else "", body)
+    if merged:
+        body = body.replace(": a LoRA adapter for ", ": a LoRA adapter merged into ", 1)
     told = _FOLDERS.sub(r"\1", f"{body.rstrip()}\n\n{_usage(contract, commands, merged=merged)}")
     write_whole(folder / "README.md", f"{front}\n{told}")
 
