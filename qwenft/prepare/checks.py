@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from qwenft.core.boxes import Box, Size, area, clip, to_xyxy
+from qwenft.core.boxes import CONVENTIONS, Box, Size, area, clip
 from qwenft.core.samples import Sample, SceneObject
 from qwenft.prepare.convention import TOLERANCE_PX
 from qwenft.prepare.pictures import Stored, turn_box
@@ -124,14 +124,17 @@ def _image_px(raw: RawBox, stored: Stored, rules: Rules) -> tuple[Box | Reason, 
         raise ValueError("boxes without a convention")
     from_file = stored.orientation != 1 and rules.frame == "stored"
     frame_wh = stored.file_wh if from_file else stored.image_wh
-    box = to_xyxy(numbers, rules.convention, frame_wh)
-    shown = f"[{', '.join(f'{v:g}' for v in box)}]"
+    box = CONVENTIONS[rules.convention](numbers, frame_wh)
     if box[2] < box[0] or box[3] < box[1]:
-        return Reason.BOX_REVERSED, f"{shown} as {rules.convention}"
+        return Reason.BOX_REVERSED, f"{_shown(box)} as {rules.convention}"
     if area(box) == 0:
-        return Reason.BOX_FLAT, f"{shown} as {rules.convention}"
+        return Reason.BOX_FLAT, f"{_shown(box)} as {rules.convention}"
     inside = clip(box, frame_wh)
-    leaves = max(abs(a - b) for a, b in zip(box, inside, strict=True))
+    leaves = 0.0 if inside == box else max(abs(a - b) for a, b in zip(box, inside, strict=True))
     if (leaves > TOLERANCE_PX and not rules.clip) or area(inside) == 0:
-        return Reason.BOX_OUTSIDE, f"{shown} in {_x(frame_wh)} px, by {leaves:.4g} px (--clip cuts it)"
+        return Reason.BOX_OUTSIDE, f"{_shown(box)} in {_x(frame_wh)} px, by {leaves:.4g} px (--clip cuts it)"
     return (turn_box(inside, stored.orientation, frame_wh) if from_file else inside), ""
+
+
+def _shown(box_xyxy: Box) -> str:
+    return f"[{', '.join(f'{v:g}' for v in box_xyxy)}]"

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from qwenft.core.boxes import CONVENTIONS, Box, Size, to_xyxy
 from qwenft.core.errors import DataError
+from qwenft.core.events import printable
 from qwenft.prepare.rows import counted
 
 TOLERANCE_PX: Final = 1.0
@@ -74,18 +75,29 @@ def _failures(item: Evidence) -> int:
     return item.refuted
 
 
+def fits(numbers: Box, reading: str, image_wh: Size) -> bool:
+    """Whether a reading of four finite numbers gives a box of the picture."""
+    x1, y1, x2, y2 = CONVENTIONS[reading](numbers, image_wh)
+    width, height = image_wh
+    if not (-TOLERANCE_PX <= x1 < x2 <= width + TOLERANCE_PX and -TOLERANCE_PX <= y1 < y2 <= height + TOLERANCE_PX):
+        return False
+    return not _too_small(numbers, reading)
+
+
+def _too_small(numbers: Box, reading: str) -> bool:
+    return not reading.endswith("_norm") and max(numbers) <= 1 and min(numbers) >= -1
+
+
 def misfit(numbers: Box, reading: str, image_wh: Size) -> str:
-    """Say how four numbers refute a reading; empty where they fit.
+    """Say how four finite numbers refute a reading; empty where they fit.
 
     >>> misfit((10, 20, 5, 50), "xyxy", (100, 100)), misfit((10, 20, 5, 50), "xywh", (100, 100))
     ('x2 <= x1', '')
     """
-    if not reading.endswith("_norm") and max(abs(n) for n in numbers) <= 1:
+    if _too_small(numbers, reading):
         return "all numbers are at most 1"
-    x1, y1, x2, y2 = to_xyxy(numbers, reading, image_wh)
+    x1, y1, x2, y2 = CONVENTIONS[reading](numbers, image_wh)
     width, height = image_wh
-    if -TOLERANCE_PX <= x1 < x2 <= width + TOLERANCE_PX and -TOLERANCE_PX <= y1 < y2 <= height + TOLERANCE_PX:
-        return ""  # no sentence is made for the many that fit
     for bad, why in (
         (x2 <= x1, "x2 <= x1"),
         (y2 <= y1, "y2 <= y1"),
@@ -117,10 +129,11 @@ def weigh(observed: Iterable[Observed], readings: Iterable[str]) -> Weighed:
         width, height = item.image_wh
         beyond += 1 - min(1, width / 1000) * min(1, height / 1000)
         for reading in refuted:
-            why = misfit(item.numbers, reading, item.image_wh)
-            if why:
+            if not fits(item.numbers, reading, item.image_wh):
                 refuted[reading] += 1
-                examples[reading] = examples[reading] or f"{item.where}: {_numbers(item.numbers)}, {why}"
+                if not examples[reading]:
+                    why = misfit(item.numbers, reading, item.image_wh)
+                    examples[reading] = f"{printable(item.where)}: {_numbers(item.numbers)}, {why}"
     evidence = tuple(Evidence(name, boxes - bad, bad, examples[name]) for name, bad in refuted.items())
     return Weighed(boxes, evidence, beyond)
 
@@ -216,7 +229,9 @@ def _undecided(left: Sequence[str], observed: Iterable[Observed], total: int) ->
         for item in shown.values():
             box = _numbers(to_xyxy(item.numbers, name, item.image_wh))
             size = f"{item.image_wh[0]} x {item.image_wh[1]}"
-            lines.append(f"    {item.where}: {_numbers(item.numbers)} -> x1, y1, x2, y2 = {box} of {size} px")
+            lines.append(
+                f"    {printable(item.where)}: {_numbers(item.numbers)} -> x1, y1, x2, y2 = {box} of {size} px"
+            )
     return "\n".join(lines)
 
 

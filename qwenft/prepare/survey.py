@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from qwenft.core.boxes import Box, Size
-from qwenft.core.events import printable
-from qwenft.prepare.convention import Observed, misfit
+from qwenft.prepare.convention import Observed, fits
 from qwenft.prepare.pictures import Stored
 from qwenft.prepare.rows import RawBox, RawRow
 from qwenft.prepare.spool import Ledger
@@ -133,7 +132,7 @@ class Boxes:
             for box in row.boxes:
                 numbers = four(box)
                 if numbers is not None:
-                    yield Observed(numbers, frame_wh, printable(box.where or row.where))
+                    yield Observed(numbers, frame_wh, box.where or row.where)
 
 
 def _either_way(row: RawRow, stored: Stored, sizes: Sizes) -> Size:
@@ -158,8 +157,8 @@ def judge_frame(taken: Iterable[Taken], convention: str | None, sizes: Sizes) ->
             votes["size stored"] += stated == stored.file_wh
         for numbers in filter(None, map(four, row.boxes)):
             if convention is not None:
-                fits_upright = not misfit(numbers, convention, stored.image_wh)
-                fits_stored = not misfit(numbers, convention, stored.file_wh)
+                fits_upright = fits(numbers, convention, stored.image_wh)
+                fits_stored = fits(numbers, convention, stored.file_wh)
                 votes["box upright"] += fits_upright and not fits_stored
                 votes["box stored"] += fits_stored and not fits_upright
     for kind in ("box", "size"):
