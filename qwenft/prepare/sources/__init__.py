@@ -54,9 +54,9 @@ LOADERS: Final[Mapping[str, Loader]] = {
         table.open_folder,
         "a folder with parquet files, as on the hub, or a .parquet file",
         example="Kangheng/refcocog",
-        limits="data sets with a loading script are refused; `save_to_disk` folders are read; image folders and JSON on the "
-        "hub may name pictures of their repository; with --limit, or where a hub set does not fit on the disk, its files "
-        "are fetched one at a time",
+        limits="data sets with a loading script are refused; `save_to_disk` folders are read; image folders and JSON "
+        "on the hub may name pictures of their repository; with --limit, or where a hub set does not fit on the disk, "
+        "its files are fetched one at a time",
     ),
     "yolo": Loader(
         yolo.matches,
