@@ -269,7 +269,7 @@ def open_run(name_or_path: str | Path, root: Path | None = None) -> Run:
 
     >>> from qwenft import open_run
     >>> run = open_run("first")
-    >>> run.name, run.adapter.is_dir(), run.log.is_file()
+    >>> run.name, run.adapter.is_dir(), run.events.is_file()
     ('first', True, True)
     """
     base = root or Path.cwd()
