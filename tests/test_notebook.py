@@ -41,7 +41,7 @@ def test_a_changed_cell_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_cell_of_the_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On few pictures, and with the training in this process: tests/test_python.py starts it as it is."""
+    """On few pictures, and with the training in this process: tests/test_main_line.py starts it as it is."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launch, "train_adapter", train_adapter_here)
     names: dict[str, Any] = {}
