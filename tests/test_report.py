@@ -124,13 +124,23 @@ def test_figures_contract_and_command_are_shown(page: Page, made: Evaluation) ->
     assert f"[{low:.3f}, {high:.3f}]" in page.text
     for words in (
         "What the scores are worth",
+        "What is there and what is not",
+        "Threshold on the score",
+        "the contract’s, chosen on made/train",
+        f"{positives['discrimination']:.3f} of what is there found",
         "What is taken for what",
         "1 hashes of training pictures",
         "qwenft eval",
     ):
         assert words in page.text
     titles = [a.get("aria-label") or "" for tag, a in page.elements if tag == "svg" and a.get("class") == "chart"]
-    for words in ("loss a target token", "IoU with the true box", "precision over recall", "boxes by score"):
+    for words in (
+        "loss a target token",
+        "IoU with the true box",
+        "precision over recall",
+        "boxes by score",
+        "left out: rejected",
+    ):
         assert any(words in title for title in titles), words
 
 

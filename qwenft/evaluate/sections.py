@@ -63,8 +63,13 @@ def headlines(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     for task in dict.fromkeys(row.task for row in rows):
         name, _ = headline({task: metrics["scores"][task]})
         row = next(row for row in rows if (row.task, row.key) == (task, name))
-        found.append({"row": row, "cell": _cells(row), "n": metrics["scores"][task]["n"]})
+        both = {row.key: number(row.score) for row in rows if row.task == task and row.key in _BOTH}
+        found.append({"row": row, "cell": _cells(row), "both": both})
     return found
+
+
+_BOTH: Final = ("discrimination", "rejection_rate")
+"""Shown together or not at all."""
 
 
 def tables(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -114,7 +119,7 @@ def ranking(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def kinds(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Of each task with negatives: what is still found of what is there, above what is rejected of each kind."""
-    rows = [row for row in figure_rows(metrics) if row.key in ("discrimination", "rejection_rate") or row.of_kind]
+    rows = [row for row in figure_rows(metrics) if row.key in _BOTH or row.of_kind]
     found = []
     for task in dict.fromkeys(row.task for row in rows):
         scores = metrics["scores"][task]
