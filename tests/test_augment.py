@@ -14,6 +14,7 @@ from qwenft.core.config import Augment
 from qwenft.core.samples import PreparedDataset, Sample, SceneObject
 from qwenft.model.inputs import Encoder, target_text
 from qwenft.model.load import base_contract, load_processor
+from qwenft.prepare.composed import POSITIONS, RELATIONS, TINIER, WIDER
 from qwenft.train.augment import View, Views, names_place, names_side
 from qwenft.train.batches import TrainingData
 from qwenft.train.mixture import Mixture
@@ -87,6 +88,8 @@ def test_every_view_can_be_shown(image_wh: tuple[int, int], epoch: int) -> None:
         ("a cup that fills most of the picture", False, True),
         ("占满大部分画面的杯子", False, True),
         ("桌上的杯子", False, True),
+        ("the cup next to the plate", False, True),
+        ("盘子旁的杯子", False, True),
         ("a bright copyright sign", False, False),
         ("laptop of a man", False, False),
         ("红色的狗", False, False),
@@ -94,6 +97,14 @@ def test_every_view_can_be_shown(image_wh: tuple[int, int], epoch: int) -> None:
 )
 def test_words_that_a_changed_picture_would_make_false_are_known(text: str, side: bool, place: bool) -> None:
     assert (names_side(text), names_place(text)) == (side, place)
+
+
+def test_what_prepare_composes_of_places_and_sizes_is_never_made_false() -> None:
+    for phrases in (*POSITIONS.values(), WIDER, TINIER, *RELATIONS.values()):
+        for phrase in phrases:
+            assert names_place(phrase.format("dog", "car"))
+    for side in ("left", "right"):
+        assert all(names_side(phrase) for phrase in (*POSITIONS[side], *RELATIONS[side]))
 
 
 def view_of(*samples: Sample, augment: Augment = ALL) -> list[View]:

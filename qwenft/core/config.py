@@ -49,7 +49,7 @@ class Augment(_Settings):
     scale: float = Field(0.0, ge=0, lt=1)
     """A picture is shown smaller or larger by up to this share of its sides."""
     crop: float = Field(0.0, ge=0, lt=0.5)
-    """Up to this share is cut off at each edge; no box is ever cut, nor a picture whose text names a place in it."""
+    """Up to this share is cut off at each edge; no box is cut, nor a picture whose text says where a thing is."""
     hflip: float = Field(0.0, ge=0, le=1)
     """Share of the pictures that are mirrored; none whose text names left or right."""
     colour: float = Field(0.0, ge=0, lt=1)

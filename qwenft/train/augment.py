@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 import torch
@@ -38,11 +39,16 @@ def _words(words: Iterable[str]) -> re.Pattern[str]:
 
 _SIDES: Final = _words([*(word for word, side in SIDE_OF.items() if side in ("left", "right")), "clockwise", "o'clock",
                         "counterclockwise", "anticlockwise", "顺时针", "逆时针", "点钟"])  # fmt: skip
-_PLACES: Final = _words([*SIDE_OF, "middle", "center", "centre", "central", "corner", "edge", "border", "half",
-                         "quarter", "picture", "image", "photo", "frame", "screen", "中间", "中央", "中心", "角", "边",
-                         "半", "图", "画面", "照片", "屏幕"])  # fmt: skip
+_PLACES: Final = _words([
+    *SIDE_OF, "middle", "center", "centre", "central", "corner", "edge", "border", "half", "quarter", "picture",
+    "image", "photo", "frame", "screen", "中间", "中央", "中心", "角", "边", "半", "图", "画面", "照片", "屏幕",
+    "above", "below", "under", "beneath", "behind", "front", "beside", "next", "near", "between", "among", "close",
+    "far", "旁", "前", "后", "间", "附近", "远", "近",
+])  # fmt: skip
+"""Where in the picture a thing is, or beside which other thing, which a crop may lose."""
 
 
+@lru_cache(maxsize=1 << 16)
 def names_side(text: str) -> bool:
     """Whether a text may be false of a mirrored picture, since it names left or right.
 
@@ -52,10 +58,11 @@ def names_side(text: str) -> bool:
     return _SIDES.search(text) is not None
 
 
+@lru_cache(maxsize=1 << 16)
 def names_place(text: str) -> bool:
-    """Whether a text may be false of a part of the picture, since it says where in the picture a thing is.
+    """Whether a text may be false of a part of the picture, since it says where a thing is, or beside what.
 
-    >>> names_place("the dog in the upper half"), names_place("the dog by the car"), names_place("画面中的狗")
+    >>> names_place("the dog in the upper half"), names_place("the red dog"), names_place("画面中的狗")
     (True, False, True)
     """
     return names_side(text) or _PLACES.search(text) is not None
@@ -164,7 +171,7 @@ class Views:
     """The views of a run's pictures.
 
     A crop keeps the targets of all questions about the picture.  A picture is not cropped where one of them says where
-    in the picture a thing is, or is a caption; it is not mirrored where one of them names left or right.
+    a thing is, or is a caption; it is not mirrored where one of them names left or right.
     """
 
     def __init__(self, augment: Augment, seed: int, samples: Sequence[Sample]) -> None:
