@@ -65,6 +65,8 @@ class Faults:
     """Everything is answered as by a web server that is no hub."""
     silent_s: float = 0
     """Waits so long before each answer."""
+    silent: set[str] = field(default_factory=set)
+    """Repositories that it waits for; empty: all."""
 
 
 class Repository:
@@ -238,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.hub.note(Seen(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, self.host))
         faults = self.hub.faults
-        if faults.silent_s:
+        if faults.silent_s and (not faults.silent or any(f"/{name}" in self.path for name in faults.silent)):
             threading.Event().wait(faults.silent_s)
         if faults.no_hub:
             return self._send(200, b"<html>hello</html>", {"Content-Type": "text/html"})

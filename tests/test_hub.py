@@ -312,9 +312,9 @@ def test_an_endpoint_that_never_answers_or_is_no_hub_does_not_hang(tmp_path: Pat
     patient = JOBS_SCRIPT.replace("results = {}", "hub.PROBE_TIMEOUT_S = 0.3\nresults = {}")
     with serving({}) as strange:
         strange.faults.no_hub = True
-        page = run(JOBS_SCRIPT, strange.url, tmp_path, given=[job("page", "o/x")])["page"]
-        strange.faults.silent_s = 3
-        silent = run(patient, strange.url, tmp_path, given=[job("silent", "o/x")])["silent"]
+        strange.faults.silent_s, strange.faults.silent = 3, {"o/silent"}
+        answers = run(patient, strange.url, tmp_path, given=[job("page", "o/x"), job("silent", "o/silent")])
+    page, silent = answers["page"], answers["silent"]
     assert "does not speak the hub's protocol" in page["message"]
     assert silent["message"] == f"cannot reach {strange.url} (no answer in time)"
     assert silent["seconds"] < FOUND_WITHIN_S

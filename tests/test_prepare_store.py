@@ -51,27 +51,7 @@ def test_several_processes_write_the_same_bytes_as_one(tmp_path: Path) -> None:
     assert one.manifest.counts["rejected"] == 10
 
 
-def test_pictures_of_a_table_go_to_several_processes_as_bytes(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [
-        {
-            "image": {"bytes": picture(n // 3), "path": None},
-            "question": f"q {n}",
-            "bbox": [100.0, 80.0, 120.0, 99.0 + n],
-        }
-        for n in range(20)
-    ]
-    (tmp_path / "set").mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "set" / "train.parquet")
-    one = prepare(tmp_path / "set", tmp_path, out=Path("one/x"), command="-", bbox_format="xyxy")
-    two = prepare(tmp_path / "set", tmp_path, out=Path("two/x"), command="-", bbox_format="xyxy", num_proc=2)
-    assert content_of(one.path) == content_of(two.path)
-    assert one.manifest.counts["pictures"] == 7
-
-
-def test_several_pictures_are_under_way_however_many_rows_each_has(tmp_path: Path) -> None:
+def test_pictures_as_bytes_are_under_way_several_at_a_time_however_many_rows_each_has(tmp_path: Path) -> None:
     """Rows were counted once: with ten a picture the processes took turns."""
     pulled: list[int] = []
 
@@ -80,10 +60,13 @@ def test_several_pictures_are_under_way_however_many_rows_each_has(tmp_path: Pat
             pulled.append(number // 10)
             yield number, picture(number // 10)
 
-    each = PictureStore(tmp_path, num_proc=2).each(rows())
-    assert next(each)[0] == 0
+    each = PictureStore(tmp_path / "two", num_proc=2).each(rows())
+    first = next(each)
     assert len(set(pulled)) == 2 * WAITING + 1
-    assert [row for row, _ in each] == list(range(1, 200))
+    assert [first, *each] == list(PictureStore(tmp_path / "one").each(rows()))
+    assert {p.relative_to(tmp_path / "two") for p in (tmp_path / "two").rglob("*.png")} == {
+        p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.png")
+    }
 
 
 def test_an_impossible_number_of_processes_is_refused(tmp_path: Path) -> None:

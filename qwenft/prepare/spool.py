@@ -158,7 +158,8 @@ class Ledger:
 
     def __init__(self) -> None:
         # No name: SQLite's own temporary file, which it begins once a few MB are full and removes with the connection.
-        self._base = sqlite3.connect("", isolation_level=None)
+        # One thread uses it, but another may be the one that clears it away.
+        self._base = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         finalize(self, self._base.close)
         self._base.execute("pragma journal_mode = off")
         self._base.execute("create table kept (key blob primary key, value text) without rowid")
