@@ -232,6 +232,15 @@ def test_the_best_adapter_is_judged_by_the_mean_over_its_tasks() -> None:
     assert absent[1] == 0.4  # nothing is there to be found in the grounding samples
 
 
+def test_an_adapter_that_finds_nothing_or_rejects_nothing_is_no_better_for_it() -> None:
+    def judged(found: float, rejected: float) -> tuple[str, float | None]:
+        negatives = {"n": 9, "rejection_rate": rejected}
+        return measure({"grounding": {"positives": {"Acc@0.5": found}, "negatives": negatives}})[:2]
+
+    assert judged(0.8, 0.6) == ("mean of Acc@0.5, rejection_rate", pytest.approx(0.7))
+    assert judged(0.9, 0.0)[1] == judged(0.0, 0.9)[1] == 0.45
+
+
 def test_one_set_is_named_as_it_always_was(scenes: PreparedDataset) -> None:
     mixture = Mixture.of([scenes])
     assert mixture.plan()["sha256"].keys() == {"train", "val"}

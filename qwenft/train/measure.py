@@ -25,8 +25,9 @@ def held_out_samples(mixture: Mixture, most: int) -> list[Sample]:
 def measure(scores: Mapping[str, Any]) -> tuple[str, float | None, dict[str, dict[str, Any]]]:
     """The name of the figure, its value (None: not measured), and {task: {"metric", "value"}}.
 
-    scores: of `score_predictions`.  One task: its headline.  Several: the mean over those that could be measured, each
-    counting the same, whatever the number of its samples.
+    scores: of `score_predictions`.  One task: its headline; of grounding the mean of it and the rejection rate where
+    something that is absent is asked for too, else an adapter that answers always, or never, could be the best.
+    Several tasks: the mean over those that could be measured, each counting the same.
     """
     tasks = [task for task in TASKS if task in scores]
     found: dict[str, dict[str, Any]] = {}
@@ -34,6 +35,9 @@ def measure(scores: Mapping[str, Any]) -> tuple[str, float | None, dict[str, dic
         metric, value = headline({task: scores[task]})
         if task == "caption" and len(tasks) > 1:
             metric, value = BOUNDED, scores[task][BOUNDED]
+        rejected = scores[task].get("negatives", {}).get("rejection_rate")
+        if task == "grounding" and None not in (value, rejected):
+            metric, value = f"mean of {metric}, rejection_rate", (value + rejected) / 2
         found[task] = {"metric": metric, "value": value}
     names: list[str] = [part["metric"] for part in found.values()]
     values: list[float] = [part["value"] for part in found.values() if part["value"] is not None]
