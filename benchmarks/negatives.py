@@ -1,6 +1,6 @@
 """What `prepare --negatives` buys and costs on the embedded model: with and without, same positives, same updates.
 
-    python benchmarks/negatives.py OUT [--pictures 1000] [--seeds 0 1 2]
+    python benchmarks/negatives.py OUT [--pictures 1000] [--epochs 1] [--seeds 0 1 2]
 
 Pictures as in the demo, annotated with all their shapes.  `--negatives 1` makes as many questions about what is not
 there as there are pictures, and as many of the same forms about what is.  One run learns both, the other the positives
@@ -55,7 +55,7 @@ def records(samples: Iterable[Sample]) -> Iterable[dict[str, Any]]:
 def measured(root: Path, name: str, seed: int, batch_size: int, updates: int) -> dict[str, Any]:
     """Train on a data set and score it on the held-out questions."""
     run = f"{name}-{seed}"
-    settings = {**SETTINGS, "epochs": 1, "max_steps": updates, "batch_size": batch_size, "seed": seed}
+    settings = {**SETTINGS, "max_steps": updates, "batch_size": batch_size, "seed": seed}
     given = {**settings, "model": "tiny", "data": name, "name": run}
     train_adapter(make_config(given, "the benchmark"), root=root)
     result = evaluate_run(run, data="with", split="val", batch_size=64, gpus="cpu", root=root)
@@ -69,13 +69,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
     root = arguments.out.absolute()
     asked = prepared(root, arguments.pictures)
     print(asked.manifest.counts)
     sets = {name: as_source(root, name, asked, negatives=name == "with") for name in ("with", "without")}
-    updates = len(PreparedDataset.open(root / "data" / "without").samples("train")) // 4
+    updates = len(PreparedDataset.open(root / "data" / "without").samples("train")) // 4 * arguments.epochs
     found: dict[str, Any] = {}
     print("| trained | seed | rejection | discrimination | F1@0.5 | parsed |\n|---|---|---|---|---|---|")
     for seed in arguments.seeds:
