@@ -46,17 +46,17 @@ class DataSource(_Settings):
 class Augment(_Settings):
     """How the pictures that are learned from are changed, anew in each epoch; boxes follow (docs/training.md)."""
 
-    scale: float = Field(0.0, ge=0, lt=1)
+    scale: float = Field(default=0.0, ge=0, lt=1)
     """A picture is shown smaller or larger by up to this share of its sides."""
-    crop: float = Field(0.0, ge=0, lt=0.5)
+    crop: float = Field(default=0.0, ge=0, lt=0.5)
     """Up to this share is cut off at each edge; no box is cut, nor a picture whose text says where a thing is."""
-    hflip: float = Field(0.0, ge=0, le=1)
+    hflip: float = Field(default=0.0, ge=0, le=1)
     """Share of the pictures that are mirrored; none whose text names left or right."""
-    colour: float = Field(0.0, ge=0, lt=1)
+    colour: float = Field(default=0.0, ge=0, lt=1)
     """Brightness, contrast and saturation change by up to this share; hues stay, since texts name colours."""
-    blur: float = Field(0.0, ge=0, le=20)
+    blur: float = Field(default=0.0, ge=0, le=20)
     """Gaussian blur of up to this sigma, in px of the model's input."""
-    jpeg: int | None = Field(None, ge=1, le=99)
+    jpeg: int | None = Field(default=None, ge=1, le=99)
     """Lowest quality of a JPEG that the model's input is written to and read from again. Unset: it is not."""
 
     @property
@@ -79,7 +79,7 @@ class TrainConfig(_Settings):
     """Hub id or folder of a Qwen2.5-VL model; `tiny` is the embedded one."""
     name: str | None = None
     """The run's name under runs/. Unset: the data set's name and the time."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Seeds the data order, the adapter's start and dropout."""
     epochs: PositiveFloat = 1.0
     """Passes over the training split; may be a fraction."""
@@ -93,9 +93,9 @@ class TrainConfig(_Settings):
     """Peak learning rate of AdamW."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up."""
-    warmup: float = Field(0.03, ge=0, lt=1)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
     """Share of the updates in which the learning rate rises from 0."""
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
@@ -105,7 +105,7 @@ class TrainConfig(_Settings):
     """Inner size r of the two LoRA matrices. Higher fits more and needs more memory."""
     alpha: PositiveInt = 16
     """LoRA's strength: its output is multiplied by alpha / rank."""
-    dropout: float = Field(0.05, ge=0, lt=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
     """Dropout before the LoRA matrices."""
     parts: tuple[Literal["language", "merger", "vision"], ...] = ("language",)
     """Which parts are trained: language (LoRA: q, k, v, o, gate, up, down), merger, vision (qkv, proj, …)."""
@@ -115,13 +115,13 @@ class TrainConfig(_Settings):
     """Smaller pictures are enlarged to this many input pixels. Unset: the model's own."""
     max_pixels: PositiveInt | None = None
     """Larger pictures are shrunk to this many input pixels; 784 are one token. Unset: the model's, at most 1003520."""
-    workers: int = Field(2, ge=0)
+    workers: int = Field(default=2, ge=0)
     """Processes that decode pictures; 0 decodes in the training process."""
     gpus: str | None = None
     """As nvidia-smi numbers them: `0`, `1,3`, `all`, or `cpu`, `cpu:2`. Unset: the first GPU, or the CPU."""
     engine: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     """How processes share: ddp, whole model in each; fsdp, weights divided (FSDP2); deepspeed, by zero_stage."""
-    zero_stage: int = Field(2, ge=2, le=3)
+    zero_stage: int = Field(default=2, ge=2, le=3)
     """Of engine=deepspeed: 2 divides gradients and optimizer, 3 the weights too."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Number format of the frozen weights. auto: bfloat16 on a GPU, float32 on the CPU."""
@@ -141,7 +141,7 @@ class TrainConfig(_Settings):
     """The checkpoint of the best evaluation stays too; `adapter/` holds the best adapter in any case."""
     eval_every: PositiveInt | None = None
     """Updates between evaluations on the held-out split. Unset: one each epoch. Step 0 is always measured."""
-    eval_samples: int = Field(200, ge=0)
+    eval_samples: int = Field(default=200, ge=0)
     """At most so many held-out samples in an evaluation during training; 0 turns it off."""
     early_stopping: PositiveInt | None = None
     """Stop after this many evaluations in a row that brought nothing better. Unset: train to the end."""
