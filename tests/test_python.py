@@ -1,5 +1,6 @@
 """From Python: every example in a docstring runs, and the public functions are typed, explained and shown."""
 
+import ast
 import doctest
 import inspect
 import re
@@ -104,3 +105,11 @@ def test_a_public_name_is_typed_and_shows_an_example(name: str) -> None:
     assert ">>> " in inspect.getdoc(item)
     for parameter in inspect.signature(item).parameters.values():
         assert parameter.annotation is not inspect.Parameter.empty, parameter
+
+
+def test_a_type_checker_without_pydantics_plugin_sees_that_settings_may_be_left_out() -> None:
+    """`Field(0, ge=0)` is a field without a default to it: dataclass transforms know `default=` alone."""
+    tree = ast.parse((ROOT / "qwenft" / "core" / "config.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Field"]
+    assert len(calls) > 5
+    assert [ast.unparse(call) for call in calls if call.args] == []
