@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from loopback_hub import LoopbackHub, environment, make_refcocog, refcocog_folder, serving
-from prepare_inputs import good_rows, lines, write_records
+from prepare_inputs import good_rows, lines, picture, write_coco, write_records
 
 from qwenft.core.files import write_jsonl
 from qwenft.core.samples import PreparedDataset
@@ -26,12 +26,12 @@ import json, sys
 from pathlib import Path
 from qwenft.core.errors import QwenftError
 from qwenft.prepare.build import prepare_dataset
-from qwenft.prepare.sources import hub, hubfiles
+from qwenft.prepare.sources import hub, hubfiles, hubfolder
 
 OTHERS = ("image_folder", "json_lines")
 root, free_bytes, answers = Path(sys.argv[1]), hubfiles.free_bytes, {}
 for name, dataset, free, options in json.loads(sys.stdin.read()):
-    hub.free_bytes = free_bytes if free is None else (lambda: free)
+    hub.free_bytes = hubfolder.free_bytes = free_bytes if free is None else (lambda: free)
     if name in OTHERS:
         answers.setdefault("parquet loaded scipy", "scipy" in sys.modules)
     events, answer = [], {}
@@ -77,6 +77,19 @@ def json_lines(folder: Path) -> Path:
 
 
 PARQUET = ("limit", "small", "before", "fits", "cut", "wrong")
+
+
+def coco_folder(folder: Path) -> Path:
+    """COCO's own form, which `datasets` would read as pictures without boxes, and a picture that lies elsewhere."""
+    write_coco(folder, 8)
+    document = json.loads((folder / "instances.json").read_text())
+    (folder.parent / "secret.png").write_bytes(picture(99))
+    document["images"].append({"id": 99, "file_name": str(folder.parent / "secret.png"), "width": 160, "height": 120})
+    (folder / "instances.json").write_text(json.dumps(document))
+    (folder / "captions.json").unlink()
+    return folder
+
+
 OTHERS = {"image_folder": image_folder, "json_lines": json_lines}
 JOBS: list[tuple[str, str, int | None, Mapping[str, Any]]] = [
     ("limit", "o/limit", None, {"limit": 4, "splits": ["train"]}),
@@ -91,6 +104,8 @@ JOBS: list[tuple[str, str, int | None, Mapping[str, Any]]] = [
     *((f"{name} small", f"o/{name}_small", 100, {}) for name in OTHERS),
     ("image_folder limit", "o/image_folder_limit", None, {"limit": 2}),
     ("published", "Kangheng/refcocog", None, {}),
+    ("coco", "o/coco", None, {}),
+    ("coco small", "o/coco_small", 3000, {}),
 ]
 
 
@@ -133,6 +148,8 @@ def done(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Don
     for name, make in OTHERS.items():
         folder = make(tmp_path_factory.mktemp(name))
         folders |= {f"datasets/o/{name}{tail}": folder for tail in ("", "_small", "_limit")}
+    coco = coco_folder(tmp_path_factory.mktemp("coco") / "set")
+    folders |= {"datasets/o/coco": coco, "datasets/o/coco_small": coco}
     folders["datasets/Kangheng/refcocog"] = refcocog_folder(tmp_path_factory.mktemp("refcocog"))
     root, third = tmp_path_factory.mktemp("root"), "data/train-00002-of-00004.parquet"
     with serving(folders) as hub:
@@ -211,11 +228,12 @@ def test_what_is_no_parquet_is_read_with_its_pictures_whole_or_one_at_a_time(don
     assert sum(map(len, content)) == 7
     assert len([file for file in done.cached(name) if file.endswith(".png")]) == 7
     assert any("do not fit" in text for text in done.answers[f"{name} small"]["said"])
-    assert done.content(f"{name} small") == content and done.cached(f"{name}_small") == []
+    assert done.content(f"{name} small") == content
+    assert not [file for file in done.cached(f"{name}_small") if file.endswith(".png")]
 
 
 def test_a_limit_fetches_no_more_pictures_than_it_has_rows(done: Done) -> None:
-    assert done.cached("image_folder_limit") == ["0.png", "0.png", "1.png", "1.png"]
+    assert done.cached("image_folder_limit") == ["0.png", "0.png", "1.png", "1.png", *["metadata.jsonl"] * 2]
 
 
 def test_a_picture_that_is_no_file_of_the_repository_is_a_rejected_row(done: Done) -> None:
@@ -228,9 +246,21 @@ def test_scipy_is_not_imported_for_parquet(done: Done) -> None:
     assert not done.answers["parquet loaded scipy"]
 
 
+def test_a_repository_in_a_tools_own_form_is_read_as_the_folder_that_it_is(done: Done, tmp_path: Path) -> None:
+    source = coco_folder(tmp_path / "set")
+    (source.parent / "secret.png").unlink()
+    assert done.content("coco") == local(source, tmp_path)
+    manifest = PreparedDataset.open(done.root / "coco" / "set").manifest
+    assert (manifest.source["kind"], manifest.source["id"]) == ("coco", "o/coco")
+    rejected = lines(done.root / "coco" / "set" / "rejected.jsonl")
+    assert [row["reason"] for row in rejected if row["what"] == "row"] == ["picture-outside-folder"]
+    assert "is read as a whole folder" in done.answers["coco small"]["message"]
+
+
 def test_offline_the_pictures_come_from_the_cache_too(done: Done) -> None:
     before = len(done.hub.seen)
-    run(done.hub, done.root, [(f"{name} offline", f"o/{name}", None, {}) for name in OTHERS], HF_HUB_OFFLINE="1")
-    for name in OTHERS:
+    names = (*OTHERS, "coco")
+    run(done.hub, done.root, [(f"{name} offline", f"o/{name}", None, {}) for name in names], HF_HUB_OFFLINE="1")
+    for name in names:
         assert done.content(f"{name} offline") == done.content(name)
     assert len(done.hub.seen) == before

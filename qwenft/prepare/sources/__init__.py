@@ -14,6 +14,7 @@ from qwenft.prepare.sources import (
     coco,
     conversations,
     csvfile,
+    hubfolder,
     imagefolder,
     labelme,
     labelstudio,
@@ -149,6 +150,10 @@ LOADERS: Final[Mapping[str, Loader]] = {
 }
 """Tried in this order; the first that says "mine" reads it (a COCO folder may hold other JSON files too)."""
 
+FORMS_OF_TOOLS: Final = (
+    "yolo", "voc", "labelme", "refs", "coco", "labelstudio", "llamafactory", "conversations"
+)  # fmt: skip
+"""A repository of the hub in one of these is read as the folder that it is; `datasets` knows none of them."""
 HUB_ID: Final = re.compile(r"(?P<id>[\w][\w.-]*/[\w][\w.-]*)(?::(?P<config>[\w.-]+))?")
 FILE_SUFFIXES: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".yaml", ".yml")
 GENERIC: Final = re.compile(
@@ -176,6 +181,11 @@ def detect(path: Path) -> str:
     lines = "\n".join(f"  {loader.what}" for loader in LOADERS.values())
     hint = unknown.advice(path) or "qwenft prepare --help"
     raise DataError(f"{path.absolute()} has no known format. Known are:\n{lines}", hint=hint)
+
+
+def _form_of(folder: Path) -> str | None:
+    """The tool's form that a folder's texts are in (its pictures need not be there yet); None where it is none."""
+    return next((name for name in FORMS_OF_TOOLS if LOADERS[name].matches(folder)), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +220,17 @@ def open_source(target: Target, request: Request, hub: HubOptions, emit: Emit) -
     """Open a folder or file in its format, or fetch from the hub.  Raises DataError or HubError."""
     if target.path is not None:
         return LOADERS[detect(target.path)].open(target.path, request, emit)
+    if target.config is None:
+        folder = hubfolder.fetch_folder(
+            target.hub_id,
+            _form_of,
+            revision=hub.revision,
+            endpoint=hub.endpoint,
+            send_token=hub.send_token,
+            emit=emit,
+        )
+        if folder is not None:
+            return hubfolder.told_of_hub(LOADERS[folder.form].open(folder.path, request, emit), folder)
     return table.open_hub(
         target.hub_id,
         target.config,

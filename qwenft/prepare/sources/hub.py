@@ -11,7 +11,16 @@ from qwenft.core.errors import DataError, HubError, nearest
 from qwenft.core.events import Emit, ignore, note, warning
 from qwenft.core.hub import PROBE_TIMEOUT_S, SCRIPTS_HINT, HubAccess, hub_errors, offline, open_hub, quiet_libraries
 from qwenft.prepare.rows import WHOLE
-from qwenft.prepare.sources.hubfiles import OnDemand, Repository, Sizes, fetch, free_bytes, is_sound, missing_of
+from qwenft.prepare.sources.hubfiles import (
+    OnDemand,
+    Repository,
+    Sizes,
+    fetch,
+    free_bytes,
+    is_sound,
+    missing_of,
+    snapshot,
+)
 from qwenft.prepare.sources.parquet import ParquetTable
 from qwenft.prepare.sources.remote import PicturedTable, RemoteTable
 
@@ -66,7 +75,7 @@ def load_hub(
     with hub_errors(dataset_id, access, revision=revision), _library_errors(dataset_id):
         if offline():
             return _load_cached(Repository(dataset_id, revision or "", access), config, splits, emit)
-        sizes = _ask(dataset_id, revision, access)
+        _, sizes = look_up(dataset_id, revision, access)
         # The prefix keeps `datasets` from taking a local folder of that name.
         layout = _Layout.found(f"hf://datasets/{dataset_id}", config, revision, access)
         wanted = layout.choose(splits)
@@ -127,8 +136,11 @@ def split_of(path: Path) -> str:
     return stem if _SPLIT_WORDS.match(stem) else WHOLE
 
 
-def _ask(dataset_id: str, revision: str | None, access: HubAccess) -> dict[str, tuple[int, str]]:
-    """First question, without retries so that a dead endpoint shows at once: file -> (size in bytes, SHA-256 or "")."""
+def look_up(dataset_id: str, revision: str | None, access: HubAccess) -> tuple[str, Sizes]:
+    """First question, without retries so that a dead endpoint shows at once: the commit, and its files.
+
+    Raises HubError for a data set with a loading script.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=access.endpoint, token=access.token)
@@ -136,9 +148,12 @@ def _ask(dataset_id: str, revision: str | None, access: HubAccess) -> dict[str, 
     files = {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else "") for file in info.siblings or ()}
     if f"{dataset_id.rsplit('/', maxsplit=1)[-1]}.py" in files:
         raise _script(dataset_id)
-    if README in files:  # a gated data set describes itself to everyone and refuses only its files
-        api.hf_hub_download(dataset_id, README, repo_type="dataset", revision=revision)
-    return files
+    # A gated data set describes itself to everyone and refuses only its files.  Asked for by the revision's own name,
+    # so that the cache knows which commit that is when there is no network.
+    probe = README if README in files else min(files, key=lambda name: files[name][0], default="")
+    if probe:
+        api.hf_hub_download(dataset_id, probe, repo_type="dataset", revision=revision)
+    return str(info.sha), files
 
 
 def _script(dataset_id: str) -> HubError:
@@ -215,7 +230,7 @@ class _Layout:
             data = HubData(opened, self.commit, self.access.endpoint, {split: self.files[split] for split in wanted})
         else:
             data = self.open(wanted, emit)
-        roots = (_base(self.target, self.commit), f"{_snapshot(files.repo)}/")
+        roots = (_base(self.target, self.commit), f"{snapshot(files.repo)}/")
         tables: dict[str, Any] = {}
         for split, table in data.splits.items():
             beside = dict.fromkeys(f"{Path(name).parent.as_posix()}/".removeprefix("./") for name in self.files[split])
@@ -252,14 +267,6 @@ class _Layout:
             builder = _builder(self.target, self.config, self.commit or None, self.access, **options)
         builder.download_and_prepare(verification_mode="no_checks")  # stale numbers in a README are said, not fatal
         return {str(split): _undecoded(table) for split, table in builder.as_dataset().items()}
-
-
-def _snapshot(repo: Repository) -> Path:
-    """The folder of the cache in which the files of a commit lie by their names."""
-    from huggingface_hub import constants, file_download
-
-    folder = file_download.repo_folder_name(repo_id=repo.dataset_id, repo_type="dataset")
-    return Path(constants.HF_HUB_CACHE) / folder / "snapshots" / repo.commit
 
 
 def _base(target: str, commit: str) -> str:

@@ -51,6 +51,14 @@ def fetch(repo: Repository, names: Iterable[str], sizes: Sizes, emit: Emit) -> N
         emit(progress("fetch", done, total))
 
 
+def snapshot(repo: Repository) -> Path:
+    """The folder of the cache in which the files of a commit lie by their names."""
+    from huggingface_hub import constants, file_download
+
+    folder = file_download.repo_folder_name(repo_id=repo.dataset_id, repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE) / folder / "snapshots" / repo.commit
+
+
 def free_bytes() -> int:
     """Room on the disk of the cache."""
     from huggingface_hub import constants
