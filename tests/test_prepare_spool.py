@@ -45,7 +45,7 @@ def test_a_row_comes_back_with_everything_and_an_annotation_without_the_others_o
     row = RawRow(
         "train", "line 7", b"", "detection", {"a": [{"b": None}]}, "7", (160, 120), None, (box,), around=(box,)
     )
-    (found,) = Spool(None, [row] * AT_ONCE)[:1]
+    (found,) = Spool(None, [row] * (AT_ONCE + 1))[:1]
     assert found == row and found.boxes[0].original == annotations.original(7)
     assert type(found.boxes[0].original) is dict
 
@@ -70,8 +70,8 @@ def test_a_row_more_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Of a row more than 2 kB were once kept.  One picture, so that only rows are counted."""
     (row,) = good_rows(tmp_path / "set", 1)
     peaks = {}
-    monkeypatch.setattr(build, "write_card", lambda *_: None)  # it holds a thousand rows, however many there are
-    for count in (9, 2 * AT_ONCE, 6 * AT_ONCE):  # the first imports what is needed
+    monkeypatch.setattr(build, "write_card", lambda *_: None)  # it holds a hundred rows, however many there are
+    for count in (9, AT_ONCE, 3 * AT_ONCE):  # the first imports what is needed
         asked = [{**row, "expression": f"thing {number}", "id": str(number)} for number in range(count)]
         source = write_records(tmp_path / "set", asked)
         del asked
@@ -79,4 +79,4 @@ def test_a_row_more_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         build.prepare_dataset(str(source), root=tmp_path, out=Path(f"{count}"), preview=0)
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert (peaks[6 * AT_ONCE] - peaks[2 * AT_ONCE]) / (4 * AT_ONCE) < 200
+    assert (peaks[3 * AT_ONCE] - peaks[AT_ONCE]) / (2 * AT_ONCE) < 200

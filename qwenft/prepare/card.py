@@ -21,7 +21,7 @@ import yaml
 from qwenft.core.files import sha256_of_file, write_whole
 from qwenft.core.samples import Manifest, Sample
 
-ROWS_AT_ONCE: Final = 1_000
+ROWS_AT_ONCE: Final = 100
 PICTURES: Final = "images/*/*"
 
 TEXT: Final = """\

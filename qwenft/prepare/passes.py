@@ -34,11 +34,19 @@ REPORT_EVERY = 50
 """Rows between two reports of progress."""
 
 
+class TakenRows(Spool[Taken]):
+    """Rows whose pictures were stored."""
+
+    def parts(self, item: Taken) -> int:
+        """The row and its objects."""
+        return 1 + len(item.row.boxes) + len(item.row.bad_objects)
+
+
 @dataclass
 class Collected:
     """Pass 1: every row of the source, with its picture stored or the reason why not."""
 
-    taken: Spool[Taken]
+    taken: TakenRows
     bad_rows: Rejected[BadRow]
     survey: Survey = field(default_factory=Survey)
     rows_read: int = 0
@@ -49,7 +57,7 @@ class Collected:
 
 def collect(source: Source, request: Request, store: PictureStore, emit: Emit) -> Collected:
     """Read every row and store its picture."""
-    found = Collected(Spool(store.folder), Rejected(store.folder))
+    found = Collected(TakenRows(store.folder), Rejected(store.folder))
     for (number, row), stored in store.each(_numbered(source, request)):
         found.rows_read += 1
         if isinstance(row, BadRow):

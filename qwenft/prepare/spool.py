@@ -5,6 +5,7 @@ import pickle
 import sqlite3
 import tempfile
 from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,8 +18,8 @@ from qwenft.core.answer import Task
 from qwenft.core.samples import Sample, SceneObject
 from qwenft.prepare.rows import BadObject, BadRow, RawBox, RawRow, Reason
 
-AT_ONCE: Final = 256
-"""So many things are written and read together: what they share (pictures, categories) is written once."""
+AT_ONCE: Final = 512
+"""So much is written and read together, things and their parts: what they share (a picture's name) is written once."""
 
 T = TypeVar("T")
 
@@ -47,24 +48,33 @@ class Spool(Sequence[T]):
         # It has no name: no other process can write it, and it ends with this one, even if killed.
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it is closed with the spool
         self._places = array("q")
+        self._ends = array("q")
+        """Of each batch: how many things there are up to its end."""
         self._waiting: list[T] = []
+        self._weight = 0
         self._read: tuple[int, list[T]] = (-1, [])
         finalize(self, self._file.close)
         for item in items:
             self.append(item)
 
+    def parts(self, item: T) -> int:
+        """Of how many parts a thing is made, itself included: a picture may have a thousand boxes."""
+        return 1
+
     def append(self, item: T) -> None:
         """Add one at the end."""
         self._waiting.append(item)
-        if len(self._waiting) == AT_ONCE:
+        self._weight += self.parts(item)
+        if self._weight >= AT_ONCE:
+            self._ends.append(len(self))
             self._places.append(self._file.seek(0, 2))
             pickler = pickle.Pickler(self._file, protocol=5)
             pickler.dispatch_table = PICKLED
             pickler.dump(self._waiting)
-            self._waiting = []
+            self._waiting, self._weight = [], 0
 
     def __len__(self) -> int:
-        return AT_ONCE * len(self._places) + len(self._waiting)
+        return (self._ends[-1] if self._ends else 0) + len(self._waiting)
 
     def __iter__(self) -> Iterator[T]:
         for number in range(len(self._places)):
@@ -80,12 +90,13 @@ class Spool(Sequence[T]):
         return self._at(numbers) if isinstance(numbers, int) else [self._at(number) for number in numbers]
 
     def _at(self, number: int) -> T:
-        batch = number // AT_ONCE
+        batch = bisect_right(self._ends, number)
+        first = self._ends[batch - 1] if batch else 0
         if batch == len(self._places):
-            return self._waiting[number % AT_ONCE]
+            return self._waiting[number - first]
         if self._read[0] != batch:
             self._read = (batch, self._batch(batch))
-        return self._read[1][number % AT_ONCE]
+        return self._read[1][number - first]
 
     def _batch(self, number: int) -> list[T]:
         self._file.seek(self._places[number])
@@ -120,6 +131,10 @@ class Samples(Spool[Sample]):
     def __init__(self, folder: Path | None, items: Iterable[Sample] = ()) -> None:
         self.tally = Tally()
         super().__init__(folder, items)
+
+    def parts(self, item: Sample) -> int:
+        """It and its objects."""
+        return 1 + len(item.objects)
 
     def append(self, item: Sample) -> None:
         """Add one at the end."""

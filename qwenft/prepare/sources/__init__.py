@@ -98,7 +98,7 @@ LOADERS: Final[Mapping[str, Loader]] = {
         "a COCO folder, or its instances.json or captions.json",
         "corner and sides in px",
         "coco/annotations/instances_val2017.json",
-        "masks and keypoints are left; read as a stream: 50 bytes an annotation, for all of prepare 0.7 kB a box",
+        "masks and keypoints are left; read as a stream: 50 bytes of memory an annotation",
     ),
     "labelstudio": Loader(
         labelstudio.matches,
