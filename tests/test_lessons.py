@@ -50,6 +50,7 @@ def test_words_for_a_kind_name_all_of_it_and_words_for_what_is_absent_nothing(se
     for one in [*by_kind(figures), *by_half(figures, wh)]:
         assert meant(one.text, figures, wh) == list(one.figures), one.text
     for one in absent(figures):
+        assert "sss" not in one.text
         plain = re.sub(r"^the (?:largest|leftmost) ", "the ", one.text)
         assert not meant(plain, figures, wh), one.text
 

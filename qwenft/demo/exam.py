@@ -20,7 +20,7 @@ from qwenft.core.answer import Task
 from qwenft.core.events import ignore
 from qwenft.core.files import read_records
 from qwenft.demo.filled import make_filled
-from qwenft.demo.language import SINGLE, Figure, absent, by_kind, by_relation, draw_expressions
+from qwenft.demo.language import SINGLE, Figure, absent, by_kind, draw_expressions, missed_relation
 from qwenft.demo.scenes import Scene, write_scenes
 from qwenft.evaluate.run import evaluate_run
 from qwenft.prepare.build import prepare_dataset
@@ -59,9 +59,7 @@ def _mixed(rng: random.Random) -> Scene:
         rng,
         lambda figures: (
             *draw_expressions(rng, (*SINGLE, by_kind), figures, 2),
-            *draw_expressions(
-                rng, (absent, lambda seen: (e for e in by_relation(seen) if not e.figures)), figures, 2, none=True
-            ),
+            *draw_expressions(rng, (absent, missed_relation), figures, 2, none=True),
         ),
     )
 
@@ -69,8 +67,8 @@ def _mixed(rng: random.Random) -> Scene:
 def _asked(rng: random.Random, ask: Callable[[Any], Any]) -> Scene:
     import numpy as np
 
-    filled = make_filled(np.random.default_rng(rng.getrandbits(64)))
-    return Scene(filled.image, filled.figures, tuple(ask(filled.figures)))
+    scene = make_filled(np.random.default_rng(rng.getrandbits(64)))
+    return replace(scene, questions=tuple(ask(scene.figures)))
 
 
 PARTS: Final[Mapping[str, tuple[Task, Callable[[random.Random], Scene]]]] = {

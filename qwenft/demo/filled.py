@@ -5,7 +5,7 @@ Drawn small and enlarged, or large and reduced, blurred, noisy, through JPEG: as
 
 import io
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from qwenft.core.boxes import FACTOR, Size
 from qwenft.demo.language import COLOURS, SHAPES, Figure, Pixels
 from qwenft.demo.outlines import outline
+from qwenft.demo.scenes import Place, Scene, touch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,15 +35,7 @@ _ATLAS: Final = 192
 _RESAMPLING: Final = (Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 
 
-@dataclass(frozen=True, slots=True)
-class FilledScene:
-    """A picture and what is in it."""
-
-    image: Image.Image
-    figures: tuple[Figure, ...]
-
-
-def make_filled(draw: "np.random.Generator", max_figures: int = MAX_FIGURES) -> FilledScene:
+def make_filled(draw: "np.random.Generator", max_figures: int = MAX_FIGURES) -> Scene:
     """Draw one picture, of a size that the model takes as it is: sides are multiples of FACTOR."""
     wh = _size(draw)
     scale = _scale(draw)
@@ -54,7 +47,7 @@ def make_filled(draw: "np.random.Generator", max_figures: int = MAX_FIGURES) -> 
             figures.append(_paint(draw, pixels, *_look(draw, figures), box))
     image = _worn(draw, pixels, wh)
     ratio = (wh[0] / drawn_wh[0], wh[1] / drawn_wh[1])
-    return FilledScene(image, tuple(replace(one, box_xyxy=_scaled(one.box_xyxy, ratio)) for one in figures))
+    return Scene(image, tuple(replace(one, box_xyxy=_scaled(one.box_xyxy, ratio)) for one in figures))
 
 
 def _size(draw: "np.random.Generator") -> Size:
@@ -118,9 +111,7 @@ def _look(draw: "np.random.Generator", figures: list[Figure]) -> tuple[str, str]
     return colour, shape
 
 
-def _place(
-    draw: "np.random.Generator", wh: Size, scale: float, figures: list[Figure]
-) -> tuple[int, int, int, int] | None:
+def _place(draw: "np.random.Generator", wh: Size, scale: float, figures: list[Figure]) -> Place | None:
     """A free place, of at least 14 px, and 15 as the model sees it; None where none was found in 12 tries."""
     least, most = max(14.0, 15 * scale), 0.55 * min(wh)
     for _ in range(12):
@@ -128,13 +119,9 @@ def _place(
         stretch = math.exp(draw.uniform(-0.25, 0.25))
         w, h = (int(min(max(round(s), least), most + 1)) for s in (side * stretch, side / stretch))
         x, y = int(draw.integers(0, wh[0] - w + 1)), int(draw.integers(0, wh[1] - h + 1))
-        gap = math.ceil(GAP * scale)
-        if all(
-            x + w + gap <= one.box_xyxy[0] or one.box_xyxy[2] + gap <= x
-            or y + h + gap <= one.box_xyxy[1] or one.box_xyxy[3] + gap <= y
-            for one in figures
-        ):  # fmt: skip
-            return (x, y, x + w, y + h)
+        place = (x, y, x + w, y + h)
+        if not any(touch(place, one.box_xyxy, math.ceil(GAP * scale)) for one in figures):
+            return place
     return None
 
 
@@ -151,9 +138,7 @@ def _mask(shape: str) -> "NDArray[np.bool_]":
     return np.asarray(fine.reduce(4)) > 127
 
 
-def _paint(
-    draw: "np.random.Generator", pixels: "NDArray[np.float32]", colour: str, shape: str, box: tuple[int, int, int, int]
-) -> Figure:
+def _paint(draw: "np.random.Generator", pixels: "NDArray[np.float32]", colour: str, shape: str, box: Place) -> Figure:
     import numpy as np
 
     x1, y1, x2, y2 = box

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from qwenft.core.boxes import Size
+from qwenft.prepare.composed import POSITIONS, within
+from qwenft.prepare.swaps import OPPOSITE
 
 Point = tuple[float, float]
 Pixels = tuple[float, float, float, float]
@@ -123,6 +125,11 @@ def by_relation(figures: Sequence[Figure]) -> Iterator[Expression]:
                     yield Expression(f"the {shape} {words} the {landmark.look}", there, kind)
 
 
+def missed_relation(figures: Sequence[Figure]) -> Iterator[Expression]:
+    """Those of `by_relation` that name nothing."""
+    return (one for one in by_relation(figures) if not one.figures)
+
+
 def by_kind(figures: Sequence[Figure]) -> Iterator[Expression]:
     """ "red circle", "all circles": every figure that is like that, however many there are."""
     for name, group in _groups(figures):
@@ -133,15 +140,13 @@ def by_kind(figures: Sequence[Figure]) -> Iterator[Expression]:
 
 
 def by_half(figures: Sequence[Figure], image_wh: Size) -> Iterator[Expression]:
-    """ "circle in the left half of the picture": all of them, or none, where no circle lies on the line."""
+    """As `prepare --negatives` words it, "circle in the left half of the picture": where none lies on the line."""
     for name, group in _groups(figures):
-        for side, axis, lower in (("left", 0, True), ("right", 0, False), ("upper", 1, True), ("lower", 1, False)):
-            middle = image_wh[axis] / 2
-            below = [figure for figure in group if figure.box_xyxy[axis + 2] <= middle]
-            above = [figure for figure in group if figure.box_xyxy[axis] >= middle]
-            if len(below) + len(above) == len(group):
-                there = tuple(below if lower else above)
-                text = f"{name} in the {side} half of the picture"
+        for side, other in OPPOSITE.items():
+            there = tuple(figure for figure in group if within(figure.box_xyxy, side, image_wh))
+            elsewhere = sum(within(figure.box_xyxy, other, image_wh) for figure in group)
+            if len(there) + elsewhere == len(group):
+                text = POSITIONS[side][0].format(name)
                 yield Expression(text, there, "position" if there else "wrong_position")
 
 
@@ -151,11 +156,17 @@ def absent(figures: Sequence[Figure], colours: Sequence[str] = COLOURS) -> Itera
     looks = {figure.look for figure in figures}
     for shape in SHAPES:
         if shape not in shapes:
-            for text in (f"the {shape}", shape, f"all {shape}s", f"the largest {shape}", f"the leftmost {shape}"):
+            for text in (
+                f"the {shape}",
+                shape,
+                f"all {_plural(shape)}",
+                f"the largest {shape}",
+                f"the leftmost {shape}",
+            ):
                 yield Expression(text, (), "absent_category")
         for colour in colours:
             if shape in shapes and f"{colour} {shape}" not in looks:
-                for text in (f"the {colour} {shape}", f"{colour} {shape}", f"all {colour} {shape}s"):
+                for text in (f"the {colour} {shape}", f"{colour} {shape}", f"all {colour} {_plural(shape)}"):
                     yield Expression(text, (), "wrong_attribute")
 
 

@@ -20,8 +20,8 @@ from qwenft.demo.language import (
     absent,
     by_half,
     by_kind,
-    by_relation,
     draw_expressions,
+    missed_relation,
     sentence,
 )
 from qwenft.predict import verify
@@ -99,17 +99,13 @@ def _grounding(rng: random.Random, figures: Sequence[Figure], wh: Size) -> Itera
     chosen = [
         *draw_expressions(rng, SINGLE, figures, 3),
         *draw_expressions(rng, (by_kind, lambda seen: by_half(seen, wh)), figures, 2, none=True),
-        *draw_expressions(rng, (absent, _missed_relation), figures, rng.randint(1, 2), none=True),
+        *draw_expressions(rng, (absent, missed_relation), figures, rng.randint(1, 2), none=True),
     ]
     if rng.random() < 0.15:
         chosen.append(Expression(f"{rng.choice(('the ', ''))}{rng.choice(STRANGERS)}", (), "absent_category"))
     for one in chosen:
         text = reworded(rng, one.text)
         yield rng.choice(GROUNDING).replace("{expression}", text), answer([(f, text) for f in one.figures], wh)
-
-
-def _missed_relation(figures: Sequence[Figure]) -> Iterator[Expression]:
-    return (one for one in by_relation(figures) if not one.figures)
 
 
 def reworded(rng: random.Random, text: str) -> str:
@@ -168,5 +164,4 @@ def _verified(
 
 def answer(named: Sequence[tuple[Figure, str]], wh: Size) -> str:
     """The true answer in its one right order, in px of the picture, which the model takes as it is."""
-    boxes = sorted(((figure.box_xyxy, name) for figure, name in named), key=lambda pair: (pair[0][1], pair[0][0]))
-    return write_answer(boxes, wh)
+    return write_answer([(figure.box_xyxy, name) for figure, name in named], wh)

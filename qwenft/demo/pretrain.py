@@ -1,6 +1,6 @@
 """How the embedded model was made: a small Qwen2.5-VL learns generated pictures from random weights, on one GPU.
 
-    python -m qwenft.demo.pretrain check                   on the CPU: a few updates on few pictures
+    python -m qwenft.demo.pretrain check OUT               a minute on the CPU: a few updates on few pictures
     python -m qwenft.demo.pretrain train OUT SECONDS       writes model, processor and contract to OUT
     python -m qwenft.demo.pretrain train OUT SECONDS FROM  goes on with the weights in FROM
 
@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,6 +123,7 @@ class Lessons(torch.utils.data.IterableDataset[Batch]):
         )
 
     def _encoded(self, lessons: Sequence[Lesson]) -> list[Encoded]:
+        """As Encoder.sample makes them, with one call of the tokenizer for all: a call costs as much as six texts."""
         tokenizer = self.encoder.processor.tokenizer
         texts = [text for lesson in lessons for pair in lesson.asked for text in pair]
         tokens = iter(tokenizer(texts, add_special_tokens=False).input_ids)
@@ -194,20 +196,19 @@ class Pupil:
             torch.tensor(numbers, device=device)[:, None] * 255
             for numbers in (image_processor.image_mean, image_processor.image_std)
         )
-        names = [name for name, _ in model.named_parameters()] + ["head", "head"]
         # float32 copies, which the optimizers step; a convolution's as the matrix that it is.
         self.masters = [master.flatten(1) if master.dim() > 2 else master for master in masters]
-        is_matrix = [m.dim() == 2 and not n.startswith(("head",)) and "embed_tokens" not in n
-                     for n, m in zip(names, self.masters, strict=True)]  # fmt: skip
-        matrices = [m for m, matrix in zip(self.masters, is_matrix, strict=True) if matrix]
-        rest = [m for m, matrix in zip(self.masters, is_matrix, strict=True) if not matrix]
+        matrices: list[torch.Tensor] = []
+        rest: list[torch.Tensor] = []
+        for name, master in zip_longest((name for name, _ in model.named_parameters()), self.masters):
+            is_matrix = name is not None and "embed_tokens" not in name and master.dim() == 2  # the head has no name
+            (matrices if is_matrix else rest).append(master)
         self.optimizers: tuple[Any, ...] = (
             torch.optim.Muon(
                 matrices, lr=MATRIX_RATE, weight_decay=WEIGHT_DECAY, momentum=0.95, adjust_lr_fn="match_rms_adamw"
             ),
             torch.optim.AdamW(rest, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0, foreach=True),
         )
-        self.rates = [group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups]
 
     def answer(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Loss of the answers, loss of the patches, and whether each learned token (C,) is the likeliest."""
@@ -242,10 +243,9 @@ class Pupil:
             weight.grad = None
         torch.nn.utils.clip_grad_norm_(self.masters, 1.0, foreach=True)
         fallen = 0.5 * (1 + math.cos(math.pi * max(0.0, share - HELD) / (1 - HELD)))
-        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
-        for group, rate in zip(groups, self.rates, strict=True):
-            group["lr"] = rate * min(1.0, (update + 1) / WARM_UP) * max(fallen, 0.003)
-        for optimizer in self.optimizers:
+        part = min(1.0, (update + 1) / WARM_UP) * max(fallen, 0.003)
+        for optimizer, rate in zip(self.optimizers, (MATRIX_RATE, LEARNING_RATE), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * part
             optimizer.step()
         with torch.no_grad():
             for weight, master in zip(self.weights, self.masters, strict=True):

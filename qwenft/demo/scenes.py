@@ -56,7 +56,7 @@ class Scene:
 
     image: Image.Image
     figures: tuple[Figure, ...]
-    questions: tuple[Expression, ...]
+    questions: tuple[Expression, ...] = ()
     """Of make_scene each names one of the figures."""
 
 
@@ -113,14 +113,15 @@ def _place(rng: random.Random, wh: Size, figures: Sequence[Figure]) -> Place | N
         w, h = (min(longest, max(MIN_SIDE, round(s))) for s in (side * stretch, side / stretch))
         x, y = rng.randint(0, wh[0] - w), rng.randint(0, wh[1] - h)
         place = (x, y, x + w, y + h)
-        if not any(_touch(place, figure.box_xyxy) for figure in figures):
+        if not any(touch(place, figure.box_xyxy, GAP) for figure in figures):
             return place
     return None
 
 
-def _touch(one: Place, other: Pixels) -> bool:
-    apart_x = one[2] + GAP <= other[0] or other[2] + GAP <= one[0]
-    apart_y = one[3] + GAP <= other[1] or other[3] + GAP <= one[1]
+def touch(one: Pixels, other: Pixels, gap: int) -> bool:
+    """Whether two boxes have fewer than `gap` free px between them."""
+    apart_x = one[2] + gap <= other[0] or other[2] + gap <= one[0]
+    apart_y = one[3] + gap <= other[1] or other[3] + gap <= one[1]
     return not (apart_x or apart_y)
 
 
