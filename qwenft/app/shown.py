@@ -39,8 +39,12 @@ def escaped(text: str) -> str:
     >>> escaped("<b>${1}")
     '&lt;b&gt;&#36;&#123;1&#125;'
     """
-    whole = text.encode("utf-8", "replace").decode("utf-8")  # half of a character, which no answer of a server can hold
-    return html.escape(whole).translate(_TEMPLATE_SIGNS)
+    return html.escape(_whole(text)).translate(_TEMPLATE_SIGNS)
+
+
+def _whole(text: str) -> str:
+    """A text without half of a character, which no answer of a server can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def problem(error: QwenftError) -> str:
@@ -60,11 +64,11 @@ def show(answer: Prediction, threshold: float, folder: Path, who: str) -> Shown:
     upright = open_upright(answer.question.image)
     picture = place / f"{stem}.{'png' if upright.width * upright.height <= SHARP_PIXELS else 'jpg'}"
     save_picture(draw_boxes(upright, kept.objects), picture)
-    text, coco = answer.text.encode("utf-8", "replace").decode("utf-8"), None
+    coco = None
     if answer.question.task != "caption":
         coco = place / f"{stem}.coco.json"
         coco.write_text(json.dumps(coco_file(kept), ensure_ascii=False), encoding="utf-8", errors="replace")
-    return Shown(picture, _words(answer, kept), text, coco)
+    return Shown(picture, _words(answer, kept), _whole(answer.text), coco)
 
 
 def coco_file(answer: Prediction) -> dict[str, Any]:

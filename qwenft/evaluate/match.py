@@ -1,6 +1,5 @@
 """Answers from files, each put beside the sample that it answers."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from qwenft.core.errors import DataError
-from qwenft.core.files import read_records
+from qwenft.core.files import read_records, sha256_of_file
 from qwenft.core.predictions import Prediction
 from qwenft.core.samples import Sample
 
@@ -115,4 +114,4 @@ def picture_of(path: Path) -> str:
     """
     if re.fullmatch("[0-9a-f]{64}", path.stem):
         return path.stem
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return sha256_of_file(path) if path.is_file() else ""
